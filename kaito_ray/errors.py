@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The errors of kaito-ray, all with a reason for machines and a sentence for people.
+
+KaitoRayError
+├── UserError            somebody must edit something; trying again changes nothing
+│   ├── InvalidManifest      a file or object that cannot be read as what it claims to be
+│   ├── UnknownPreset        no model of that name
+│   ├── UnknownSize          no GPU size of that name
+│   ├── DoesNotFit           the model cannot run on that size, or only beyond a cap
+│   ├── HubRefused           the model hub said no: missing, gated, no weights, unsupported
+│   └── CannotRun            this machine cannot run it: port taken, package missing, too small
+└── NotReadyYet          the world is not ready; try again after `delay_s`
+
+Anything else that is raised is a bug and carries its traceback.
+`reason` is CamelCase and ends up as the reason of a condition or an event; `str(error)` is its message.
+"""
+
+from dataclasses import dataclass
+
+
+class KaitoRayError(Exception):
+    """Base of every expected error."""
+
+    reason = "Error"
+
+    def __init__(self, message: str, *, reason: str | None = None) -> None:
+        super().__init__(message)
+        if reason is not None:
+            self.reason = reason
+
+
+class UserError(KaitoRayError):
+    """Somebody must edit something; retrying changes nothing."""
+
+    reason = "InvalidInput"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with a manifest.
+
+    `path` is the way to the field, such as ("inference", "adapters", 0, "strength"); `message` is a sentence
+    with the value seen and the values allowed.
+    """
+
+    path: tuple[str | int, ...]
+    message: str
+
+    @property
+    def field(self) -> str:
+        """The path as people write it: `inference.adapters[0].strength`."""
+        text = ""
+        for part in self.path:
+            text += f"[{part}]" if isinstance(part, int) else f".{part}"
+        return text.removeprefix(".")
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.path else self.message
+
+
+class InvalidManifest(UserError):
+    """A document with one or more problems, all of them listed."""
+
+    reason = "InvalidManifest"
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(str(problem) for problem in problems))
+        self.problems = problems
+
+
+class UnknownPreset(UserError):
+    """No model of that name."""
+
+    reason = "UnknownPreset"
+
+
+class UnknownSize(UserError):
+    """No GPU size of that name."""
+
+    reason = "UnknownInstanceType"
+
+
+class DoesNotFit(UserError):
+    """The model cannot run on that size, or only beyond a cap on nodes or dollars."""
+
+    reason = "DoesNotFit"
+
+
+class HubRefused(UserError):
+    """The model hub said no for good: missing, gated, no weights, unsupported architecture."""
+
+    reason = "ModelUnavailable"
+
+
+class CannotRun(UserError):
+    """This machine cannot run it: a port is taken, a package is missing, memory is too small."""
+
+    reason = "CannotRun"
+
+
+class NotReadyYet(KaitoRayError):
+    """The world is not ready; try again after `delay_s` seconds."""
+
+    reason = "NotReady"
+
+    def __init__(self, message: str, *, reason: str | None = None, delay_s: float = 10.0) -> None:
+        super().__init__(message, reason=reason)
+        self.delay_s = delay_s

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workspace, preset, size and settings in; one frozen plan with every decision out.
+
+`plan()` is pure: no clock, no environment, no IO. Renders (kaito_ray/render/) only translate a plan, the apps in
+the pods (serve_apps, tune_jobs) take finished arguments and decide nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = Any  # what json.dumps accepts
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Where the weights come from.
+
+    `hub` is an `org/model` id at `revision`; `builtin` is a model that kaito-ray makes itself (tiny-phi-3);
+    `path` is a folder on the node; `image` is an OCI image with the model's files.
+    """
+
+    kind: Literal["hub", "builtin", "path", "image"]
+    reference: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterPlan:
+    """One LoRA adapter as the replicas get it through `user_config`."""
+
+    name: str
+    source: Mapping[str, Json]
+    strength: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """Replica bounds and the number of ongoing requests one replica should see."""
+
+    min_replicas: int
+    max_replicas: int
+    target_ongoing_requests: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """Where each GiB of one GPU goes; the parts add up to at most `usable_gib`."""
+
+    gpu_gib: float
+    usable_gib: float
+    weights_gib: float
+    kv_cache_gib: float
+    activations_gib: float
+    lora_gib: float
+    overhead_gib: float
+
+
+@dataclass(frozen=True, slots=True)
+class PodSize:
+    """What one Ray pod asks of its node."""
+
+    cpus: float
+    memory_gib: float
+    gpus: int = 0
+    gpu_resource: str = "nvidia.com/gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """How the engine of one replica sits on Ray: options of the Serve deployment.
+
+    One GPU uses executor `uni`, several on one node `mp`, several nodes `ray` with a bundle per GPU.
+    `bundles` is empty unless the executor is `ray`.
+    """
+
+    executor: Literal["uni", "mp", "ray"]
+    actor_cpus: float
+    actor_gpus: float
+    bundles: tuple[Mapping[str, float], ...] = ()
+    strategy: Literal["PACK", "STRICT_PACK"] = "PACK"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What both kinds of plan share: whose it is, on which nodes, at what price."""
+
+    name: str
+    namespace: str
+    uid: str
+    model: str
+    """Canonical name of the preset, such as `microsoft/Phi-3-mini-4k-instruct`."""
+    source: ModelSource
+    instance_type: str
+    node_labels: Mapping[str, str]
+    """The user's `resource.labelSelector.matchLabels`, which nodes must carry."""
+    nodes: int
+    gpus_per_node: int
+    head: PodSize
+    worker: PodSize
+    weights_gib: float
+    hourly_usd: float | None
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ServePlan(Target):
+    """Everything needed to serve: the render makes a RayService of it, the local run a Serve config."""
+
+    served_model_name: str
+    tensor_parallel: int
+    pipeline_parallel: int
+    replicas: int
+    nodes_per_replica: int
+    """More than one only when a copy of the model spans nodes (numOfHosts of the worker group)."""
+    max_model_len: int
+    kv_bytes_per_token: int
+    dtype: str
+    budget: MemoryBudget
+    placement: Placement
+    engine: Mapping[str, Json]
+    """vLLM's own command-line flags without dashes in front (`max-model-len`), finished; True is a bare flag."""
+    max_ongoing_requests: int
+    max_queued_requests: int
+    """Above this many requests waiting in the engine the server answers 429, as KAITO does."""
+    adapters: tuple[AdapterPlan, ...] = ()
+    autoscaling: Autoscaling | None = None
+    hf_token_secret: str | None = None
+    api_keys_secret: str | None = None
+    pull_secrets: tuple[str, ...] = ()
+    load_balancer: bool = False
+    local_weights_host_path: str | None = None
+    volumes: tuple[Mapping[str, Any], ...] = ()
+    """VolumeSources of adapters, by adapter name: `{"name": ..., "source": {...}, "mount": ...}`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunePlan(Target):
+    """Everything needed to tune: the render makes a RayJob of it, the local run a Ray Train run."""
+
+    method: Literal["lora", "qlora"]
+    workers: int
+    arguments: Mapping[str, Json] = field(default_factory=dict)
+    """Finished arguments of tune_jobs.qlora."""
+    input: Mapping[str, Json] = field(default_factory=dict)
+    output: Mapping[str, Json] = field(default_factory=dict)
+    config: str | None = None
+
+
+Plan = ServePlan | TunePlan
