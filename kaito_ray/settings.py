@@ -38,29 +38,21 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    provisioner: Provisioner = Field(
-        Provisioner.AKS, description="who makes GPU nodes: aks, karpenter or byo"
-    )
+    provisioner: Provisioner = Field(Provisioner.AKS, description="who makes GPU nodes: aks, karpenter or byo")
     subscription_id: str = Field("", description="Azure subscription of the cluster")
     resource_group: str = Field("", description="resource group of the AKS cluster")
     cluster_name: str = Field("", description="name of the AKS cluster")
     location: str = Field("", description="Azure region, such as eastus")
     arm_endpoint: str = Field("", description="base URL of Azure Resource Manager; empty is the public cloud")
-    azure_credential: str = Field(
-        "", description="`fake` for a static token, refused unless the endpoint is loopback"
-    )
+    azure_credential: str = Field("", description="`fake` for a static token, refused unless the endpoint is loopback")
     max_nodes: int = Field(8, ge=1, description="most GPU nodes one Workspace may ask for")
-    max_hourly_usd: float | None = Field(
-        None, gt=0, description="most US dollars per hour one Workspace may cost"
-    )
+    max_hourly_usd: float | None = Field(None, gt=0, description="most US dollars per hour one Workspace may cost")
     allow_private_urls: tuple[str, ...] = Field(
         (),
         description="hosts or networks that data and adapter URLs may reach although they are private, comma-separated",
     )
     namespaces: tuple[str, ...] = Field((), description="namespaces to watch, comma-separated; empty is all")
-    presets_dir: Path | None = Field(
-        None, description="folder of preset files used instead of the built-in ones"
-    )
+    presets_dir: Path | None = Field(None, description="folder of preset files used instead of the built-in ones")
     serve_image: str = Field("ghcr.io/kaito-ray/serve:0.1.0", description="image of RayService pods")
     tune_image: str = Field("ghcr.io/kaito-ray/tune:0.1.0", description="image of RayJob pods")
     operator_namespace: str = Field(
@@ -79,18 +71,14 @@ class Settings(BaseModel):
             text = environ.get(PREFIX + name.upper()) or environ.get(_FALLBACKS.get(name, ""), "")
             if text:
                 values[name] = (
-                    tuple(part.strip() for part in text.split(",") if part.strip())
-                    if name in _LISTS
-                    else text
+                    tuple(part.strip() for part in text.split(",") if part.strip()) if name in _LISTS else text
                 )
         try:
             return cls.model_validate(values)
         except ValidationError as error:
             raise InvalidManifest(
                 [
-                    Problem(
-                        (f"{PREFIX}{str(item['loc'][0]).upper()}",), f"{item['msg']}, got {item['input']!r}"
-                    )
+                    Problem((f"{PREFIX}{str(item['loc'][0]).upper()}",), f"{item['msg']}, got {item['input']!r}")
                     for item in error.errors()
                 ]
             ) from None
