@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `kaito-ray` command: each command is a thin function around one of the library's.
+
+Everything beyond typer is imported inside the command that needs it, so that `kaito-ray --help` stays fast.
+Leaves with 0 when all is well, 1 when the input is at fault, 2 when the command line is.
+"""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kaito_ray.errors import KaitoRayError
+
+app = typer.Typer(
+    name="kaito-ray",
+    help="One KAITO Workspace in, a language model served or tuned on Ray out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Output(StrEnum):
+    """How a command prints: a table for people or JSON for programs."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("-o", "--output", help="how to print")]
+
+
+def main() -> None:
+    """Run the command line; an expected error is one sentence on stderr and exit code 1."""
+    try:
+        app()
+    except KaitoRayError as error:
+        typer.echo(f"kaito-ray: {error}", err=True)
+        sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"kaito-ray {version('kaito-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Options before any command."""
+    del version  # its callback has done the work
+
+
+@app.command()
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="YAML files with Workspaces; - is stdin", metavar="FILE...")],
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print every problem of the Workspaces in FILE... as `FILE:LINE field.path: sentence`."""
+    from dataclasses import asdict
+
+    from kaito_ray.manifest import validate_file
+
+    findings = [finding for file in files for finding in validate_file(file)]
+    if output is Output.JSON:
+        typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            typer.echo(str(finding))
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def crd() -> None:
+    """Print the CustomResourceDefinition of the Workspace as YAML."""
+    from kaito_ray.crd import crd_yaml
+
+    typer.echo(crd_yaml(), nl=False)
