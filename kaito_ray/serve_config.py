@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ServePlan in; the Serve config and the environment of the Ray processes out.
+
+The render dumps `serve_config` into `serveConfigV2` of a RayService and puts `serve_env` on its head and worker
+pods; the local run PUTs the same config to its own Ray, started with `serve_env` and `local_env`. Pure, and equal
+plans give equal output in equal order, because every difference in the environment costs KubeRay a new cluster.
+
+What may change while the model serves stands in `deployments[]` (adapters and the queue limit in `user_config`,
+replicas, limits); a change in `args` restarts replicas.
+
+Ray reads these variables when its processes start, so they must be set for the raylet, hence on the pod or before
+`ray.init`; a `runtime_env` is too late.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from kaito_ray import names
+from kaito_ray.plan import ServePlan
+
+API_KEYS_DIR = "/etc/kaito-ray/api-keys"
+"""Where the render mounts the Secret of annotation `kaito-ray.io/api-keys`, one file per key."""
+
+SHUTDOWN_TIMEOUT_S = 120
+"""How long a replica that leaves may finish its requests; pods need a longer grace period than this."""
+HEALTH_PERIOD_S = 5
+"""Serve replaces a replica after three failed checks, so a dead engine is noticed within about 15 s."""
+
+_MAX_N = 128  # more completions of one prompt than this only serve to exhaust a server
+
+
+def serve_env(plan: ServePlan) -> dict[str, str]:
+    """The variables every Ray process of a RayService needs, sorted by name."""
+    cpus = int(plan.worker.cpus)
+    env = {
+        "DO_NOT_TRACK": "1",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # One thread per two cores and at most Serve's four: with more, proxy threads take the engine's cores.
+        "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus // 2))),
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # vLLM accepts n up to 16384 by default, for one request.
+        "VLLM_MAX_N_SEQUENCES": str(_MAX_N),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    return dict(sorted(env.items()))
+
+
+def serve_config(plan: ServePlan, *, port: int = names.PORT_SERVE, api_keys_dir: str | None = None) -> dict[str, Any]:
+    """What `PUT /api/serve/applications/` takes, and `serveConfigV2` holds.
+
+    `port` is where HAProxy listens on every node. `api_keys_dir` is the folder with the keys when it is not the
+    one that the render mounts.
+    """
+    if plan.api_keys_secret and api_keys_dir is None:
+        api_keys_dir = API_KEYS_DIR
+    return {
+        "applications": [
+            {
+                "name": names.SERVE_APPLICATION,
+                "route_prefix": "/",
+                "import_path": names.SERVE_IMPORT_PATH,
+                "args": _arguments(plan, api_keys_dir),
+                "deployments": [_deployment(plan)],
+            }
+        ],
+        # HAProxy reaches replicas on other nodes only through all interfaces.
+        "http_options": {"host": "0.0.0.0", "port": port},  # noqa: S104
+        "proxy_location": "EveryNode",
+    }
+
+
+def local_env(folder: Path, *, metrics_port: int, stats_port: int, replica_port: int) -> dict[str, str]:
+    """What a Ray of this machine needs beside `serve_env`, so that two of them can run side by side.
+
+    HAProxy's files go below `folder` (its path must stay short: a socket's path has at most 107 characters), its
+    two extra ports are given, and replicas take a port from `replica_port` on, a hundred at most.
+    """
+    proxy = folder / "haproxy"
+    env = {
+        "RAY_AUTH_MODE": "disabled",  # everything listens on this machine alone and dies with the command
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 99),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer needs time to forget a replica
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+    }
+    return dict(sorted(env.items()))
+
+
+def _arguments(plan: ServePlan, api_keys_dir: str | None) -> dict[str, Any]:
+    """The `args` of serve_apps.chat:build, as serve_apps/arguments.py reads them."""
+    return {
+        "api_keys_dir": api_keys_dir,
+        "engine": dict(sorted(plan.engine.items())),
+        "model": {
+            "kind": plan.source.kind,
+            "reference": plan.source.reference,
+            "revision": plan.source.revision,
+        },
+        "served_model_name": plan.served_model_name,
+    }
+
+
+def _deployment(plan: ServePlan) -> dict[str, Any]:
+    placement = plan.placement
+    options: dict[str, Any] = {
+        "name": names.SERVE_DEPLOYMENT,
+        "graceful_shutdown_timeout_s": SHUTDOWN_TIMEOUT_S,
+        "graceful_shutdown_wait_loop_s": 1,
+        "health_check_period_s": HEALTH_PERIOD_S,
+        "health_check_timeout_s": 3 * HEALTH_PERIOD_S,
+        "logging_config": {"enable_access_log": False},
+        "max_ongoing_requests": plan.max_ongoing_requests,
+        "ray_actor_options": {"num_cpus": placement.actor_cpus, "num_gpus": placement.actor_gpus},
+        "user_config": {
+            "adapters": [
+                {"name": adapter.name, "source": dict(sorted(adapter.source.items())), "strength": adapter.strength}
+                for adapter in sorted(plan.adapters, key=lambda adapter: adapter.name)
+            ],
+            "max_queued_requests": plan.max_queued_requests,
+        },
+    }
+    if plan.autoscaling:
+        options["autoscaling_config"] = {
+            "max_replicas": plan.autoscaling.max_replicas,
+            "min_replicas": plan.autoscaling.min_replicas,
+            "target_ongoing_requests": plan.autoscaling.target_ongoing_requests,
+        }
+    else:
+        options["num_replicas"] = plan.replicas
+    if placement.bundles:
+        options["placement_group_bundles"] = [dict(sorted(bundle.items())) for bundle in placement.bundles]
+        options["placement_group_strategy"] = placement.strategy
+    return options
