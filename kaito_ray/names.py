@@ -47,6 +47,20 @@ PORT_HAPROXY_METRICS = 9101
 # Named beside port 80 because the documents users follow print it; nothing calls it.
 PORT_TORCH = 29500
 
+# Folders inside Ray pods. What is mounted read-only lies below /etc/kaito-ray, what pods write below the cache.
+CACHE_DIR = "/var/cache/kaito-ray"
+REGISTRY_AUTH_DIR = "/etc/kaito-ray/registry"
+"""Holds one Docker configuration (`<Secret's name>.json`) per pull secret that adapters or data name."""
+PUSH_AUTH_DIR = "/etc/kaito-ray/push"
+"""Holds the Docker configuration (`config.json`) that the tuned adapter is pushed with."""
+TUNE_DIR = "/etc/kaito-ray/tune"
+TUNE_ARGUMENTS = "arguments.json"
+TUNE_DATA_DIR = "/mnt/data"
+TUNE_OUTPUT_DIR = "/mnt/output"
+
+GROUP_WORKERS = "workers"
+TOKEN_SECRET_KEY = "auth_token"  # fixed by KubeRay  # noqa: S105
+
 # KubeRay appends up to 16 characters to the name of a RayService or RayJob and refuses longer ones
 # (ray-operator/controllers/ray/utils/validation.go).
 CHILD_NAME_MAX = 47
@@ -71,6 +85,39 @@ def shortened(name: str, length: int) -> str:
     if not slug[:1].isalpha():
         slug = f"w{slug}" if slug[:1].isdigit() else f"w{slug.lstrip('-')}"
     return f"{slug[: length - len(digest) - 1].rstrip('-')}-{digest}"
+
+
+def service_name(workspace: str) -> str:
+    """The name of the Service: the Workspace's own, as KAITO's users expect.
+
+    Services must be DNS-1035 labels, so a Workspace that starts with a digit gets its name behind a `w` and with a
+    hash; `status.endpoint` tells which.
+    """
+    if re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", workspace):
+        return workspace
+    return shortened(workspace, LABEL_VALUE_MAX)
+
+
+def job_name(workspace: str, digest: str) -> str:
+    """The name of a tuning RayJob: `digest` stands for what was asked, so that a changed wish is another job."""
+    base = child_name(workspace)
+    room = CHILD_NAME_MAX - len(digest) - 1
+    if len(base) > room:
+        base = shortened(workspace, room)
+    return f"{base}-{digest}"
+
+
+def token_secret_name(workspace: str) -> str:
+    """The Secret with the token of the Workspace's Ray clusters: made once, so that upgrades do not change it."""
+    return f"{child_name(workspace)}-ray-token"
+
+
+def registry_secret_name(workspace: str) -> str:
+    """The Secret that gathers the pull secrets of adapters under one name.
+
+    Its name never changes, so that an adapter with another pull secret leaves the pods as they are.
+    """
+    return f"{child_name(workspace)}-registry"
 
 
 def workspace_labels(name: str, namespace: str) -> dict[str, str]:
