@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Ray of this machine for one local run: started, given a Serve config, watched, and gone without a trace.
+
+Used by local.py. It has its own folder, ports and token, so that it disturbs no other Ray of this machine, and
+applies Serve configs over the same REST route that KubeRay uses on a cluster.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from kaito_ray import names
+from kaito_ray.errors import CannotRun
+
+_PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+_OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the default is 30 % of the memory
+_STOP_S = 6.0
+_REST_TIMEOUT_S = 30.0
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different TCP ports of 127.0.0.1 that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose parent dies, so that `stop` finds them all.
+
+    Ray's raylet and vLLM's engine start processes of their own; one whose parent was killed would otherwise
+    belong to init and outlive the run. Linux only; elsewhere nothing happens.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+class LocalRay:
+    """Ray and Serve on this machine; `stop` must be called however the run ends."""
+
+    def __init__(self, env: Mapping[str, str], *, cpus: float, gpus: int) -> None:
+        """Start it. `env` is what every Ray process gets; `cpus` and `gpus` are what Ray may hand out."""
+        self.folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))  # noqa: S108 a socket's path must stay short
+        self.token = secrets.token_hex(16)
+        self._http: httpx.Client | None = None
+        adopt_orphans()
+        os.environ.update(env)
+        os.environ.update(
+            RAY_AUTH_MODE="token",
+            RAY_AUTH_TOKEN=self.token,
+            # Idle workers started in advance would only take the cores from the one that loads the engine.
+            RAY_enable_worker_prestart="0",
+            RAY_prestart_worker_first_driver="0",
+        )
+        os.environ.pop("RAY_ADDRESS", None)
+        import ray
+
+        (port,) = free_ports(1)
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=max(1, round(cpus)),
+                num_gpus=gpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                dashboard_port=port,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.CRITICAL,
+                _temp_dir=str(self.folder),
+                _node_ip_address="127.0.0.1",
+            )
+        except Exception as error:
+            self.stop()
+            raise CannotRun(f"Ray did not start on this machine: {_last_line(str(error))}") from error
+        self.dashboard_url = f"http://{context.dashboard_url}"
+        self._http = httpx.Client(
+            base_url=self.dashboard_url,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=_REST_TIMEOUT_S,
+            trust_env=False,
+        )
+
+    def deploy(self, config: Mapping[str, Any]) -> None:
+        """Apply a Serve config, as KubeRay does with `serveConfigV2`."""
+        assert self._http is not None
+        answer = self._http.put("/api/serve/applications/", json=config)
+        if answer.is_error:
+            raise CannotRun(f"Ray Serve refused the configuration: {_last_line(answer.text)}")
+
+    def application(self) -> tuple[str, str]:
+        """Status (such as DEPLOYING, RUNNING, DEPLOY_FAILED) and message of the application and its deployment."""
+        assert self._http is not None
+        answer = self._http.get("/api/serve/applications/")
+        answer.raise_for_status()
+        application = answer.json().get("applications", {}).get(names.SERVE_APPLICATION, {})
+        messages = [str(application.get("message") or "")]
+        messages += [str(each.get("message") or "") for each in application.get("deployments", {}).values()]
+        return str(application.get("status", "NOT_STARTED")), "\n".join(filter(None, messages))
+
+    def stop(self, *, keep_logs: bool = False) -> None:
+        """End every process that this run started, within about ten seconds, and remove its folder.
+
+        Nothing drains: whoever stops a local run wants it gone, and Serve's own shutdown waits for idle clients.
+        """
+        if self._http is not None:
+            self._http.close()
+        mine = psutil.Process().children(recursive=True)
+        for process in mine:
+            # Replicas and engines first get the chance to remove their shared memory.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGTERM)
+        _, alive = psutil.wait_procs(mine, timeout=_STOP_S / 2)
+        deadline = time.monotonic() + _STOP_S / 2
+        while alive and time.monotonic() < deadline:
+            for process in alive:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(alive, timeout=1)
+            alive = psutil.Process().children(recursive=True)
+        if not keep_logs:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
