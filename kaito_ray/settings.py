@@ -22,7 +22,7 @@ _FALLBACKS = {
     "cluster_name": "AZURE_CLUSTER_NAME",
     "location": "LOCATION",
 }
-_LISTS = {"allow_private_urls", "namespaces"}
+_LISTS = {"allow_private_urls", "namespaces", "monitoring_namespaces"}
 
 
 class Provisioner(StrEnum):
@@ -60,7 +60,16 @@ class Settings(BaseModel):
     )
     kuberay_namespace: str = Field(
         "",
-        description="namespace of the KubeRay operator; empty lets any namespace's KubeRay operator pods reach dashboards",
+        description="namespace of the KubeRay operator; empty lets KubeRay operator pods of any namespace reach dashboards",
+    )
+    monitoring_namespaces: tuple[str, ...] = Field(
+        ("kube-system", "monitoring"),
+        description="namespaces whose pods may read the metrics of Ray pods, comma-separated",
+    )
+    checkpoint_storage_class: str = Field(
+        "",
+        description="StorageClass of the volume that keeps the checkpoints of a tuning; empty is the cluster's default,"
+        " `none` keeps them in the pod, where an evicted node takes them along",
     )
 
     @classmethod

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two pod templates of a Ray cluster: the head on a CPU node, workers on GPU nodes. Called by raycluster.py.
+
+KubeRay completes them with the `ray start` command, its own environment and /dev/shm, and refuses none of what
+stands here (ray-operator/controllers/ray/common/pod.go, v1.7). Env, mounts and labels are written in a fixed order:
+any difference makes KubeRay start a second cluster.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from kaito_ray import names
+from kaito_ray.plan import PodSize, Target
+from kaito_ray.render.metadata import KubeObject, labels
+from kaito_ray.render.volumes import CACHE, Mount
+from kaito_ray.serve_config import SHUTDOWN_TIMEOUT_S
+
+# Ray drains itself on SIGTERM and must be through before the kubelet's SIGKILL; what it waits for, replicas that
+# finish their requests, must be through before that.
+DRAIN_TIMEOUT_S = SHUTDOWN_TIMEOUT_S + 20
+GRACE_PERIOD_S = DRAIN_TIMEOUT_S + 20
+
+_USER = 1000
+TOLERATIONS = (
+    {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    {"key": "nvidia.com/gpu", "operator": "Exists"},
+    {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
+)
+CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+_POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": _USER,
+    "runAsGroup": _USER,
+    "fsGroup": _USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+# No port is called "serve" here although the head has one: KubeRay would then put its own list of ports, in random
+# order, into the Service in place of ours (common/service.go, BuildServeService).
+_HEAD_PORTS = (
+    ("gcs-server", names.PORT_GCS),
+    ("dashboard", names.PORT_DASHBOARD),
+    ("client", names.PORT_CLIENT),
+    ("metrics", names.PORT_METRICS),
+)
+
+
+def head_template(target: Target, image: str, env: Mapping[str, str], *, autoscaler: bool = False) -> KubeObject:
+    """The head: no Serve replica and no secret lives there, only Ray's control plane and dashboard.
+
+    `autoscaler`: KubeRay adds its autoscaler to the pod, which is the one thing here that talks to the API server.
+    """
+    container = {
+        **_container("ray-head", image, env, (CACHE,), _HEAD_PORTS),
+        "resources": _resources(target.head),
+        "livenessProbe": _ray_alive(failures=120),
+        "readinessProbe": _ray_alive(failures=10),
+    }
+    return {
+        "metadata": {"labels": labels(target)},
+        "spec": {**_pod((CACHE,)), "automountServiceAccountToken": autoscaler, "containers": [container]},
+    }
+
+
+def worker_template(
+    target: Target,
+    image: str,
+    env: Mapping[str, str],
+    mounts: Sequence[Mount],
+    *,
+    serves: bool,
+    secret_env: Sequence[KubeObject] = (),
+) -> KubeObject:
+    """A worker that takes a whole GPU node; `secret_env` are entries of `env` that point at Secrets.
+
+    With `serves` the pod is ready when the Serve proxy on it answers. Pods that only carry a part of an engine have
+    no proxy and stay unready: that keeps them out of the Service.
+    """
+    ports = [("metrics", names.PORT_METRICS)]
+    if serves:
+        ports += [("serve", names.PORT_SERVE), ("proxy-metrics", names.PORT_HAPROXY_METRICS)]
+    everything = (CACHE, *mounts)
+    container = _container("ray-worker", image, env, everything, ports)
+    container["env"] = [*container["env"], *secret_env]
+    container |= {
+        "resources": _resources(target.worker),
+        "livenessProbe": _ray_alive(failures=120),
+        "readinessProbe": _proxy_answers() if serves else _ray_alive(failures=10),
+    }
+    spec = _pod(everything)
+    spec["nodeSelector"] |= dict(sorted(target.node_labels.items()))
+    return {
+        "metadata": {"labels": labels(target)},
+        "spec": {
+            **spec,
+            "automountServiceAccountToken": False,
+            "tolerations": [dict(toleration) for toleration in TOLERATIONS],
+            "containers": [container],
+        },
+    }
+
+
+def pod_env(env: Mapping[str, str]) -> dict[str, str]:
+    """`env` and what every Ray pod needs whatever it does, sorted by name."""
+    always = {
+        "HOME": names.CACHE_DIR,
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
+        # torch asks for the name of the user, which a number without an entry in /etc/passwd does not have.
+        "USER": "kaito-ray",
+    }
+    return dict(sorted({**always, **env}.items()))
+
+
+def _pod(mounts: Sequence[Mount]) -> KubeObject:
+    return {
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "securityContext": dict(_POD_SECURITY),
+        # A Service called `vllm` or `ray` would otherwise put variables such as VLLM_PORT into every pod.
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_PERIOD_S,
+        "volumes": [mount.as_volume() for mount in mounts],
+    }
+
+
+def _container(
+    name: str, image: str, env: Mapping[str, str], mounts: Sequence[Mount], ports: Sequence[tuple[str, int]]
+) -> KubeObject:
+    return {
+        "name": name,
+        "image": image,
+        "env": [{"name": key, "value": value} for key, value in env.items()],
+        "ports": [{"name": port, "containerPort": number} for port, number in ports],
+        "securityContext": dict(CONTAINER_SECURITY),
+        "volumeMounts": [mount.as_mount() for mount in mounts],
+    }
+
+
+def _resources(size: PodSize) -> KubeObject:
+    """CPU is requested, not limited: a limit would throttle the engine while cores idle. Ray counts the request."""
+    limits: KubeObject = {"memory": _memory(size.memory_gib)}
+    if size.gpus:
+        limits[size.gpu_resource] = str(size.gpus)
+    return {"requests": {"cpu": _cpu(size.cpus), **limits}, "limits": limits}
+
+
+def _cpu(cpus: float) -> str:
+    return str(int(cpus)) if cpus == int(cpus) else f"{round(cpus * 1000)}m"
+
+
+def _memory(gib: float) -> str:
+    return f"{int(gib)}Gi" if gib == int(gib) else f"{round(gib * 1024)}Mi"
+
+
+def _ray_alive(*, failures: int) -> KubeObject:
+    """Asks Ray's agent on the pod; open without a token."""
+    return _http_probe("/api/healthz", names.PORT_AGENT, failures)
+
+
+def _proxy_answers() -> KubeObject:
+    """Asks the Serve proxy on the pod; KubeRay's own probe needs wget and grep in the image."""
+    return _http_probe("/-/healthz", names.PORT_SERVE, 2)
+
+
+def _http_probe(path: str, port: int, failures: int) -> KubeObject:
+    return {
+        "httpGet": {"path": path, "port": port},
+        "initialDelaySeconds": 10,
+        "periodSeconds": 5,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

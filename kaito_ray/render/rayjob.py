@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A TunePlan in, the RayJob out. Called by objects.py.
+
+A RayJob runs once: KubeRay ignores later changes of its spec. So its name carries a digest of what the user asked for
+(model, method, data, destination, configuration), and a changed wish is another object, while a newer kaito-ray with
+other defaults leaves a finished job alone.
+"""
+
+import hashlib
+import json
+
+from kaito_ray import names
+from kaito_ray.plan import TunePlan
+from kaito_ray.render.metadata import KubeObject, metadata
+from kaito_ray.render.raycluster import ray_cluster
+from kaito_ray.render.volumes import tune_mounts
+
+_RETRIES = 2
+_START_TIMEOUT_S = 3600
+_KEEP_FAILED_S = 1800
+_ENV = {
+    # Ray's own print wrapper doubles every line.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Ray waits a minute for all workers by default; an image that is still being pulled takes longer.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def ray_job_name(plan: TunePlan) -> str:
+    """The same for the same wish of the same Workspace object."""
+    wish = [plan.uid, plan.model, plan.method, plan.input, plan.output, plan.config]
+    text = json.dumps(wish, sort_keys=True, default=dict)
+    return names.job_name(plan.name, hashlib.sha256(text.encode()).hexdigest()[:8])
+
+
+def ray_job(plan: TunePlan, image: str, name: str, claim: str | None) -> KubeObject:
+    """The RayJob called `name`, with its checkpoints on `claim`."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": metadata(plan, name),
+        "spec": {
+            "entrypoint": f"{names.TUNE_ENTRYPOINT} {names.TUNE_DIR}/{names.TUNE_ARGUMENTS}",
+            # The driver keeps the run's state on the volume that only GPU nodes mount; the head has no CPUs.
+            "entrypointNumCpus": 1,
+            "jobId": name,
+            # KubeRay posts the job itself: no third pod has to pull the image and reach the dashboard, and a job
+            # that a restarted head has forgotten is posted again and resumes.
+            "submissionMode": "HTTPMode",
+            "backoffLimit": _RETRIES,
+            "preRunningDeadlineSeconds": _START_TIMEOUT_S,
+            "deletionStrategy": {
+                "deletionRules": [
+                    # GPUs are free at once for serving what was tuned; a failed cluster stays for its logs.
+                    {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 0}},
+                    {
+                        "policy": "DeleteCluster",
+                        "condition": {"jobDeploymentStatus": "Failed", "ttlSeconds": _KEEP_FAILED_S},
+                    },
+                ]
+            },
+            "rayClusterSpec": ray_cluster(
+                plan, image, _ENV, tune_mounts(plan, name, claim), groups=(plan.nodes, plan.nodes)
+            ),
+        },
+    }

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A ServePlan in, the RayService out, with the Service that KubeRay makes of it. Called by objects.py."""
+
+import math
+from typing import Any
+
+import yaml
+
+from kaito_ray import names
+from kaito_ray.plan import ServePlan
+from kaito_ray.render.metadata import KubeObject, labels, metadata
+from kaito_ray.render.raycluster import ray_cluster
+from kaito_ray.render.volumes import serve_mounts
+from kaito_ray.serve_config import serve_config, serve_env
+
+
+def ray_service(plan: ServePlan, image: str) -> KubeObject:
+    """The RayService; everything that may change while it serves stands in `serveConfigV2`, nowhere else."""
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayService",
+        "metadata": metadata(plan, names.child_name(plan.name)),
+        "spec": {
+            "upgradeStrategy": {"type": "NewCluster"},
+            # Requests go straight to the GPU nodes. The head answers only where it may be all that is left, to
+            # wake a service that was scaled to zero.
+            "excludeHeadPodFromServeSvc": not (plan.autoscaling and plan.autoscaling.min_replicas == 0),
+            "serveService": _service(plan),
+            "serveConfigV2": _yaml(serve_config(plan)),
+            "rayClusterConfig": ray_cluster(
+                plan,
+                image,
+                serve_env(plan),
+                serve_mounts(plan),
+                groups=worker_groups(plan),
+                hosts=plan.nodes_per_replica,
+                autoscaler=plan.autoscaling is not None,
+                serves=True,
+                secret_env=_hub_token(plan),
+            ),
+        },
+    }
+
+
+def worker_groups(plan: ServePlan) -> tuple[int, int]:
+    """The least and greatest number of worker replicas, each made of `nodes_per_replica` pods."""
+    if plan.autoscaling is None:
+        count = plan.nodes // plan.nodes_per_replica
+        return count, count
+    per_group = max(1, plan.gpus_per_node * plan.nodes_per_replica // (plan.tensor_parallel * plan.pipeline_parallel))
+    return (
+        math.ceil(plan.autoscaling.min_replicas / per_group),
+        math.ceil(plan.autoscaling.max_replicas / per_group),
+    )
+
+
+def _service(plan: ServePlan) -> KubeObject:
+    """KubeRay owns this Service and repoints it when it switches clusters."""
+    return {
+        "metadata": {"name": names.service_name(plan.name), "labels": labels(plan)},
+        "spec": {
+            "type": "LoadBalancer" if plan.load_balancer else "ClusterIP",
+            "ports": [
+                {"name": "serve", "port": names.PORT_SERVICE, "targetPort": names.PORT_SERVE, "protocol": "TCP"},
+                {"name": "torch", "port": names.PORT_TORCH, "targetPort": names.PORT_TORCH, "protocol": "TCP"},
+            ],
+        },
+    }
+
+
+def _hub_token(plan: ServePlan) -> list[KubeObject]:
+    if not plan.hf_token_secret:
+        return []
+    reference = {"name": plan.hf_token_secret, "key": "HF_TOKEN", "optional": True}
+    return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}}]
+
+
+def _yaml(document: Any) -> str:
+    """Sorted keys and unfolded lines: KubeRay compares the text and PUTs it again when it differs."""
+    return yaml.safe_dump(document, sort_keys=True, default_flow_style=False, allow_unicode=True, width=2**20)
