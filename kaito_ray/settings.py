@@ -60,7 +60,7 @@ class Settings(BaseModel):
     )
     kuberay_namespace: str = Field(
         "",
-        description="namespace of the KubeRay operator; empty lets KubeRay operator pods of any namespace reach dashboards",
+        description="namespace of the KubeRay operator; empty lets KubeRay operator pods of all namespaces reach Ray",
     )
     monitoring_namespaces: tuple[str, ...] = Field(
         ("kube-system", "monitoring"),
