@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same question as sizing.py for a machine without a GPU: one copy in float32, or a sentence why not.
+
+Called by plan_serve.py for the pseudo-size `cpu`.
+"""
+
+import math
+
+from kaito_ray import memory
+from kaito_ray.errors import DoesNotFit
+from kaito_ray.memory import Load, Shape
+from kaito_ray.plan import MemoryBudget
+from kaito_ray.preset import Preset
+from kaito_ray.sizing import Sizing
+from kaito_ray.sku import Sku
+
+# Python, torch, vLLM and Ray's own processes before any weights.
+_PROCESSES_GIB = 3.0
+# Nobody waits for a CPU to fill more than a few sequences of full length.
+_SEQUENCES_OF_FULL_LENGTH = 4
+_KV_FLOOR_GIB = 0.5
+_KV_CAP_GIB = 4.0
+# The block of vLLM's CPU attention kernel.
+_BLOCK = 128
+_SHAPE = Shape(1, 1)
+
+
+def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) -> Sizing:
+    """One copy in float32 beside what the machine needs itself; raises DoesNotFit.
+
+    float32 because bfloat16 dies on processors that list AMX but may not use it. Only weights stored without
+    quantisation: vLLM's CPU kernels for the others are few and differ by processor.
+    """
+    if preset.quantization:
+        raise DoesNotFit(
+            f"{preset.served_name} is stored in {preset.quantization}, which is served on GPUs only; "
+            "on this machine take a model that is not quantised, such as tiny-phi-3"
+        )
+    load = Load(
+        sequences=64,
+        batched_tokens=2048,
+        weight_bytes=1.0 if preset.dtype == "float32" else 2.0,
+        kv_bytes=4,
+        lora_slots=2 if lora else 0,
+        lora_rank=64 if lora else 0,
+        block=_BLOCK,
+    )
+    weights = memory.weights_gib(preset, _SHAPE, load)
+    activations = memory.activations_gib(preset, _SHAPE, load)
+    # Adapters are float32 here as well, twice the 16 bits that the GPU formula counts.
+    slots = 2 * memory.lora_gib(preset, _SHAPE, load)
+    room = sku.ram_gib - _PROCESSES_GIB - weights - activations - slots
+    wanted = min(context or preset.context, preset.context)
+    one = memory.kv_gib(preset, min(wanted, 512), _SHAPE, load)
+    if room < one:
+        need = weights + activations + slots + _PROCESSES_GIB + one
+        raise DoesNotFit(
+            f"{preset.served_name} needs {need:.1f} GiB of memory in float32 ({weights:.1f} of it weights), this "
+            f"machine has {sku.ram_gib:.1f}: try the preset tiny-phi-3 or another small model"
+        )
+    length = _longest(preset, wanted, load, min(room, _KV_CAP_GIB))
+    if context and length < wanted:
+        length = _longest(preset, wanted, load, room)
+        if length < wanted:
+            raise DoesNotFit(
+                f"{preset.served_name} with {wanted} tokens of context does not fit this machine's "
+                f"{sku.ram_gib:.1f} GiB; at most {length} tokens do"
+            )
+    full = memory.kv_gib(preset, length, _SHAPE, load)
+    cache = min(max(full, min(max(_SEQUENCES_OF_FULL_LENGTH * full, _KV_FLOOR_GIB), _KV_CAP_GIB)), room)
+    return Sizing(
+        shape=_SHAPE,
+        nodes=1,
+        nodes_per_replica=1,
+        replicas=1,
+        max_model_len=length,
+        load=load,
+        utilization=0.0,
+        budget=MemoryBudget(
+            gpu_gib=sku.ram_gib,
+            usable_gib=weights + activations + slots + cache + _PROCESSES_GIB,
+            weights_gib=weights,
+            kv_cache_gib=cache,
+            activations_gib=activations,
+            lora_gib=slots,
+            overhead_gib=_PROCESSES_GIB,
+        ),
+    )
+
+
+def _longest(preset: Preset, wanted: int, load: Load, room: float) -> int:
+    low, high = 0, wanted
+    while low < high:
+        middle = math.ceil((low + high) / 2)
+        if memory.kv_gib(preset, middle, _SHAPE, load) <= room:
+            low = middle
+        else:
+            high = middle - 1
+    return low

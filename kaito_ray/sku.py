@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPU sizes: the name of an instance type in, what it has and costs out.
+
+The facts are in presets/skus.yaml. The machine that `kaito-ray run` works on is the pseudo-size `cpu`.
+"""
+
+import difflib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kaito_ray.catalogue_files import presets_folder, read_facts
+from kaito_ray.errors import InvalidManifest, Problem, UnknownSize
+
+CPU = "cpu"
+# Of the whole GPUs in skus.yaml the T4 reports the smallest part of what it is sold as: 14.56 of 16 GiB.
+_UNMEASURED_SHARE = 0.91
+# RAM of the sizes for which Azure publishes none; below the leanest published ratio of any GPU size (V620: 2 per core).
+_GB_PER_CORE = 2.0
+
+
+class Sku(BaseModel):
+    """One instance type. Memory in GiB, `ram_gb` as Azure states it, price in US dollars per hour."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    gpu: str
+    vendor: Literal["nvidia", "amd", "none"] = "nvidia"
+    gpus: int
+    fraction: str | None = None
+    """The part of a GPU that the size has, such as 1/4; None is whole GPUs."""
+    memory_gib: float
+    """One GPU's memory as sold."""
+    cuda_memory_gib: float | None = None
+    """One GPU's memory as CUDA reports it (torch's `total_memory`), always less than what is sold."""
+    compute_capability: float | None = None
+    vcpus: int
+    ram_gb: float | None = None
+    arch: Literal["amd64", "arm64"] = "amd64"
+    nvme: bool = False
+    local_disk: str = ""
+    usd_per_hour: float | None = None
+    price_region: str = ""
+    quota_family: str = ""
+    status: Literal["current", "retired", "retire-announced"] = "current"
+    replacements: tuple[str, ...] = ()
+    refusal: str = ""
+    """Why nothing is planned on it; empty when it can be used."""
+    warnings: tuple[str, ...] = ()
+    suggested: bool = True
+    """Whether kaito-ray may pick it by itself."""
+
+    @property
+    def gpu_gib(self) -> float:
+        """What an engine can see of one GPU's memory."""
+        return self.cuda_memory_gib or math.floor(self.memory_gib * _UNMEASURED_SHARE * 100) / 100
+
+    @property
+    def ram_gib(self) -> float:
+        """The node's memory; assumed where no figure is published."""
+        return self.ram_gb or self.vcpus * _GB_PER_CORE
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the GPU computes in bfloat16: Ampere (8.0) and later."""
+        return (self.compute_capability or 0.0) >= 8.0
+
+    @property
+    def gpu_resource(self) -> str:
+        """The extended resource its GPUs are on Kubernetes."""
+        return "amd.com/gpu" if self.vendor == "amd" else "nvidia.com/gpu"
+
+
+class Sizes:
+    """All sizes, in the order of the file; `get` takes any spelling."""
+
+    def __init__(self, skus: tuple[Sku, ...]) -> None:
+        self._skus = skus
+        self._index = {name.lower(): sku for sku in skus for name in (sku.name, *sku.aliases)}
+
+    def __iter__(self) -> Iterator[Sku]:
+        return iter(self._skus)
+
+    def __len__(self) -> int:
+        return len(self._skus)
+
+    def get(self, name: str) -> Sku:
+        """The size of that name, KAITO's included, in any case; raises UnknownSize with the nearest names."""
+        sku = self._index.get(name.lower())
+        if sku is None:
+            near = difflib.get_close_matches(name.lower(), self._index, n=3, cutoff=0.6)
+            hint = f"; did you mean {', '.join(self._index[key].name for key in near)}?" if near else ""
+            raise UnknownSize(f'no GPU size is called "{name}"{hint}')
+        return sku
+
+
+def load_sizes(folder: Path | None = None) -> Sizes:
+    """Read every size; raises InvalidManifest when the file is not what it should be."""
+    file = presets_folder(folder) / "skus.yaml"
+    try:
+        return Sizes(tuple(Sku.model_validate(entry) for entry in read_facts(file)["sizes"]))
+    except (ValidationError, KeyError, TypeError) as error:
+        raise InvalidManifest([Problem((str(file),), f"is not a list of sizes: {error}")]) from None
+
+
+def cpu_size(cpus: int, memory_gib: float) -> Sku:
+    """The pseudo-size of a machine without a GPU that is used."""
+    return Sku(name=CPU, gpu="none", vendor="none", gpus=0, memory_gib=memory_gib, vcpus=cpus, ram_gb=memory_gib)
+
+
+def local_size() -> Sku:
+    """This machine as a size: the cores this process may use and the machine's memory."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return cpu_size(len(os.sched_getaffinity(0)), round(memory_gib, 2))
