@@ -78,7 +78,6 @@ def local_env(folder: Path, *, metrics_port: int, stats_port: int, replica_port:
     """
     proxy = folder / "haproxy"
     env = {
-        "RAY_AUTH_MODE": "disabled",  # everything listens on this machine alone and dies with the command
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 99),
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer needs time to forget a replica
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),

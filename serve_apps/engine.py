@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arguments of a replica in; a running vLLM engine and vLLM's own HTTP app over it out.
+
+Called by serve_apps/chat.py in the replica. Everything that depends on vLLM's inner modules, which move with each of
+its releases, is here; tests/apps/test_vllm_contract.py says so when they have moved.
+"""
+
+import asyncio
+import json
+from argparse import Namespace
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from serve_apps.arguments import Arguments
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+def command_line(engine: Mapping[str, Any]) -> list[str]:
+    """The flags as vLLM's command line takes them.
+
+    >>> command_line({"max-model-len": 512, "enable-lora": True, "speculative-config": {"method": "ngram"}})
+    ['--enable-lora', '--max-model-len=512', '--speculative-config={"method": "ngram"}']
+    """
+    words: list[str] = []
+    for flag, value in sorted(engine.items()):
+        if value is True:
+            words.append(f"--{flag}")
+        elif value is False:
+            words.append(f"--no-{flag}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{flag}", *map(str, value)]
+        elif isinstance(value, Mapping):
+            words.append(f"--{flag}={json.dumps(value)}")
+        elif value is not None:
+            words.append(f"--{flag}={value}")
+    return words
+
+
+def namespace(arguments: Arguments, model: str) -> Namespace:
+    """What vLLM's server makes of its command line. `model` is a hub id or a folder; blocks for some seconds."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    words = [f"--model={model}", f"--served-model-name={arguments.served_model_name}"]
+    if arguments.model.revision:
+        words.append(f"--revision={arguments.model.revision}")
+    # No documentation pages: the allow-list hides them, and their schema takes seconds to build.
+    words += ["--disable-fastapi-docs", *command_line(arguments.engine)]
+    parser = make_arg_parser(FlexibleArgumentParser())
+    parser.error = _refuse  # argparse would end the process
+    parsed: Namespace = parser.parse_args(words)
+    validate_parsed_serve_args(parsed)
+    return parsed
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"vLLM does not take these engine arguments: {message}")
+
+
+async def start_engine(options: Namespace) -> "AsyncLLM":
+    """Start the engine's processes and load the model: seconds to minutes, off the event loop."""
+    return await asyncio.to_thread(_start_engine, options)
+
+
+def _start_engine(options: Namespace) -> "AsyncLLM":
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs.from_cli_args(options)
+    # The context of vLLM's own server: some defaults, such as max_num_seqs, hang on it.
+    context = UsageContext.OPENAI_API_SERVER
+    return AsyncLLM.from_vllm_config(
+        arguments.create_engine_config(usage_context=context),
+        usage_context=context,
+        enable_log_requests=arguments.enable_log_requests,
+        disable_log_stats=arguments.disable_log_stats,
+    )
+
+
+async def http_app(engine: "AsyncLLM", options: Namespace) -> "FastAPI":
+    """The OpenAI server of vLLM itself as an ASGI app, with every route it has."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await engine.get_supported_tasks()
+    app: FastAPI = build_app(options, tasks, engine.model_config)
+    await init_app_state(engine, app.state, options, tasks)
+    # When the engine has died, vLLM asks its own uvicorn server to exit. Here Serve replaces the replica instead.
+    app.state.server = SimpleNamespace()
+    return app
