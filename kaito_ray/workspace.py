@@ -160,7 +160,7 @@ class PresetReference(_Part):
 class DataSource(_Part):
     """Where data or an adapter comes from: exactly one of urls, image and volumeSource."""
 
-    name: Name = Field("", description="Name of the source; an adapter is called by it in requests.")
+    name: Name = Field("", description="Name of the source. Cannot be changed.")
     urls: Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(strict=False, max_length=256)] = Field(
         (), description="http or https addresses of the files."
     )
@@ -174,6 +174,7 @@ class DataSource(_Part):
 class AdapterSource(DataSource):
     """Where an adapter comes from: exactly one of image, urls, volumeSource and workspace."""
 
+    name: Name = Field(min_length=1, description="Name of the adapter; requests choose it as their model.")
     workspace: Name = Field(
         "", description="A tuning Workspace of the same namespace; its newest adapter is taken, and taken again."
     )
@@ -185,7 +186,7 @@ class Adapter(_Part):
     source: AdapterSource = Field(description="Where the adapter comes from, and its name.")
     strength: str | None = Field(
         None,
-        max_length=16,
+        max_length=32,
         description='How strongly the adapter acts, a number between "0" and "1" in quotes; "1.0" changes nothing.',
     )
 

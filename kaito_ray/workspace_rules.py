@@ -220,15 +220,13 @@ def _adapter(
         return
     source = mapping(adapter, "source")
     name = text(source, "name")
-    if "name" not in source or name == source["name"] == "":
-        yield Problem((*path, "source", "name"), "is missing; requests choose the adapter by it")
-    elif name in seen:
+    if name in seen:
         yield Problem(
             (*path, "source", "name"), f"must be unique, {shown(name)} is also the name of adapters[{seen[name]}]"
         )
     elif name:
         yield from name_problems(name, (*path, "source", "name"))
-    seen.setdefault(name, index)
+        seen[name] = index
     yield from source_problems(source, (*path, "source"), ("image", "urls", "volumeSource", "workspace"), allowed)
     workspace = text(source, "workspace")
     if workspace and not is_dns_label(workspace):
