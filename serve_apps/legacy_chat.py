@@ -121,7 +121,7 @@ def add_route(app: "FastAPI") -> None:
     from fastapi import Request
     from fastapi.responses import JSONResponse
 
-    async def chat(http: Request) -> Response:
+    async def chat(http: Request) -> "Response":
         try:
             return await _answer(http)
         except Refused as refused:
