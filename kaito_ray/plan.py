@@ -153,6 +153,7 @@ class TunePlan(Target):
     input: Mapping[str, Json] = field(default_factory=dict)
     output: Mapping[str, Json] = field(default_factory=dict)
     config: str | None = None
+    hf_token_secret: str | None = None
 
 
 Plan = ServePlan | TunePlan

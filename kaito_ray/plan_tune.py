@@ -60,6 +60,7 @@ def plan_tune(workspace: Workspace, tuning: Tuning, preset: Preset, sku: Sku, se
         input=_source(tuning.input),
         output=_destination(tuning.output),
         config=tuning.config or None,
+        hf_token_secret=tuning.preset.preset_options.model_access_secret or None,
     )
 
 

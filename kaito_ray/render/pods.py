@@ -110,6 +110,13 @@ def pod_env(env: Mapping[str, str]) -> dict[str, str]:
     return dict(sorted({**always, **env}.items()))
 
 
+def hub_token(secret: str | None) -> list[KubeObject]:
+    """The entry of `env` with the hub's token; the Secret may come later or lack the key, as in KAITO."""
+    if not secret:
+        return []
+    return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": "HF_TOKEN", "optional": True}}}]
+
+
 def _pod(mounts: Sequence[Mount]) -> KubeObject:
     return {
         "nodeSelector": {"kubernetes.io/os": "linux"},

@@ -12,6 +12,7 @@ import json
 from kaito_ray import names
 from kaito_ray.plan import TunePlan
 from kaito_ray.render.metadata import KubeObject, metadata
+from kaito_ray.render.pods import hub_token
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import tune_mounts
 
@@ -61,7 +62,12 @@ def ray_job(plan: TunePlan, image: str, name: str, claim: str | None) -> KubeObj
                 ]
             },
             "rayClusterSpec": ray_cluster(
-                plan, image, _ENV, tune_mounts(plan, name, claim), groups=(plan.nodes, plan.nodes)
+                plan,
+                image,
+                _ENV,
+                tune_mounts(plan, name, claim),
+                groups=(plan.nodes, plan.nodes),
+                secret_env=hub_token(plan.hf_token_secret),
             ),
         },
     }

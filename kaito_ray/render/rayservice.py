@@ -9,6 +9,7 @@ import yaml
 from kaito_ray import names
 from kaito_ray.plan import ServePlan
 from kaito_ray.render.metadata import KubeObject, labels, metadata
+from kaito_ray.render.pods import hub_token
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import serve_mounts
 from kaito_ray.serve_config import serve_config, serve_env
@@ -36,7 +37,7 @@ def ray_service(plan: ServePlan, image: str) -> KubeObject:
                 hosts=plan.nodes_per_replica,
                 autoscaler=plan.autoscaling is not None,
                 serves=True,
-                secret_env=_hub_token(plan),
+                secret_env=hub_token(plan.hf_token_secret),
             ),
         },
     }
@@ -66,13 +67,6 @@ def _service(plan: ServePlan) -> KubeObject:
             ],
         },
     }
-
-
-def _hub_token(plan: ServePlan) -> list[KubeObject]:
-    if not plan.hf_token_secret:
-        return []
-    reference = {"name": plan.hf_token_secret, "key": "HF_TOKEN", "optional": True}
-    return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}}]
 
 
 def _yaml(document: Any) -> str:
