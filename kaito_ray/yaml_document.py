@@ -38,9 +38,12 @@ class YamlDocument:
 
     value: Any
     lines: Mapping[Path, int]
+    above: Path = ()
+    """Where this document stands in the one that `lines` is about."""
 
     def line_of(self, path: Path) -> int:
         """The line of the field at `path`, or of the nearest thing around it that was written."""
+        path = (*self.above, *path)
         while path not in self.lines:
             path = path[:-1]
         return self.lines[path]
@@ -50,8 +53,7 @@ class YamlDocument:
         value = self.value
         for key in path:
             value = value[key]
-        lines = {key[len(path) :]: line for key, line in self.lines.items() if key[: len(path)] == path}
-        return YamlDocument(value, lines or {(): self.line_of(path)})
+        return YamlDocument(value, self.lines, (*self.above, *path))
 
 
 def read_documents(text: str) -> Iterator[YamlDocument | BrokenYaml]:
