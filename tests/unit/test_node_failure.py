@@ -21,6 +21,7 @@ class _Response:
     """As much of an HTTP response as the SDK's exceptions read."""
 
     reason = ""
+    request: Any = None
 
     def __init__(self, status: int, body: Any, headers: dict[str, str]) -> None:
         self.status_code, self.headers = status, headers
