@@ -29,10 +29,6 @@ _TOGGLED = (
 )
 _RULES: Mapping[Path, tuple[tuple[str, str], ...]] = {
     (): (
-        (
-            "size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')",
-            "metadata.name must be 1 to 63 lower-case letters, digits and hyphens",
-        ),
         ("has(self.inference) != has(self.tuning)", "exactly one of inference and tuning must be given"),
         ("has(self.inference) == has(oldSelf.inference)", _TOGGLED),
     ),
@@ -217,7 +213,13 @@ def _root_schema() -> Schema:
     schema["properties"] |= {
         "apiVersion": {"type": "string", "description": "Version of the schema of this object."},
         "kind": {"type": "string", "description": "Workspace."},
-        "metadata": {"type": "object"},
+        # A Workspace's name becomes the value of a label; the API server alone would allow 253 characters and dots.
+        "metadata": {
+            "type": "object",
+            "properties": {
+                "name": {"type": "string", "maxLength": 63, "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"},
+            },
+        },
         "status": _structural(status, status["$defs"], ("status",)),
     }
     # The API server itself asks for apiVersion, kind and metadata.

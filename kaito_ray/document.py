@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kaito_ray.errors import Problem
+from kaito_ray.errors import InvalidManifest, Problem
 
 Document = Mapping[str, Any]
 Path = tuple[str | int, ...]
@@ -19,11 +19,15 @@ MAX_DEPTH = 64
 
 
 def plain_document(document: Any) -> tuple[dict[str, Any], list[Problem]]:
-    """A copy of `document` in plain dicts and lists, without nulls, and what in it JSON cannot express."""
+    """A copy of `document` in plain dicts and lists, without nulls, and what in it JSON cannot express.
+
+    Raises InvalidManifest when it is no mapping, since then there is nothing else to say about it.
+    """
     problems: list[Problem] = []
     plain = _plain(document, (), problems)
     if not isinstance(plain, dict):
-        return {}, [Problem((), f"must be a mapping with apiVersion, kind and metadata, got {shown(document)}")]
+        seen = shown(document)
+        raise InvalidManifest([Problem((), f"must be a mapping with apiVersion, kind and metadata, got {seen}")])
     return plain, problems
 
 
