@@ -8,8 +8,11 @@ KaitoRayError
 │   ├── UnknownSize          no GPU size of that name
 │   ├── DoesNotFit           the model cannot run on that size, or only beyond a cap
 │   ├── HubRefused           the model hub said no: missing, gated, no weights, unsupported
-│   └── CannotRun            this machine cannot run it: port taken, package missing, too small
+│   ├── CannotRun            this machine cannot run it: port taken, package missing, too small
+│   └── ArtifactRefused      data, an adapter or model files may not be fetched, or are not what they should be
+│       └── AdapterRefused       an adapter that the base model cannot use
 └── NotReadyYet          the world is not ready; try again after `delay_s`
+    └── ArtifactUnavailable  the server or registry that has the files is down, slow or throttling
 
 Anything else that is raised is a bug and carries its traceback.
 `reason` is CamelCase and ends up as the reason of a condition or an event; `str(error)` is its message.
@@ -98,6 +101,18 @@ class CannotRun(UserError):
     reason = "CannotRun"
 
 
+class ArtifactRefused(UserError):
+    """Data, an adapter or model files may not be fetched, or are not what they should be."""
+
+    reason = "ArtifactRefused"
+
+
+class AdapterRefused(ArtifactRefused):
+    """An adapter that the base model cannot use; the message has the value seen and the value allowed."""
+
+    reason = "AdapterRefused"
+
+
 class NotReadyYet(KaitoRayError):
     """The world is not ready; try again after `delay_s` seconds."""
 
@@ -106,3 +121,9 @@ class NotReadyYet(KaitoRayError):
     def __init__(self, message: str, *, reason: str | None = None, delay_s: float = 10.0) -> None:
         super().__init__(message, reason=reason)
         self.delay_s = delay_s
+
+
+class ArtifactUnavailable(NotReadyYet):
+    """The server or registry that has the files is down, slow or throttling."""
+
+    reason = "ArtifactUnavailable"

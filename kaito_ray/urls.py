@@ -73,6 +73,11 @@ def refuse_address(address: IPAddress, allowed: Collection[str] = ()) -> str | N
     return None
 
 
+def allows_host(host: str, allowed: Collection[str]) -> bool:
+    """Whether `allowed` names this host, so that it may resolve to a private address (never to a metadata one)."""
+    return any(_name_matches(entry, host.lower().removesuffix(".")) for entry in allowed)
+
+
 def _refuse_host(host: str, allowed: Collection[str]) -> str | None:
     if not host.isascii() or "%" in host:
         return "must spell its host in plain ASCII (a domain with other letters begins with xn--)"
@@ -86,7 +91,7 @@ def _refuse_host(host: str, allowed: Collection[str]) -> str | None:
         return f"has the host {host[:64]}, which is not a domain name"
     if host in _METADATA_HOSTS:
         return f"leads to {host}, a metadata endpoint of the cloud"
-    if any(_name_matches(entry, host) for entry in allowed):
+    if allows_host(host, allowed):
         return None
     if host in _LOOPBACK_HOSTS or host.endswith(".localhost"):
         return f"leads to {host}, this machine itself{_LIFTED}"

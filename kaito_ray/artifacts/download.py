@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTP body into one file: streamed, hashed on the way, capped, and continued where the last try broke off.
+
+Called by url.py for files of the web and by registry.py for blobs. Writing and hashing happen in a thread while the
+next bytes arrive, so the event loop only moves buffers.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import json
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import aiohttp
+
+from kaito_ray.artifacts.limits import Limits, human_bytes
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.artifacts.transport import persist, status_error, translated
+from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
+
+_FLUSH_BYTES = 4 * 1024 * 1024
+Reserve = Callable[[int], Awaitable[None]]
+Ask = Callable[[Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+"""Sends the request with extra headers; called once per try."""
+
+
+def no_count(_: int) -> None:
+    """For callers that do not watch bytes arrive."""
+
+
+async def no_reserve(_: int) -> None:
+    """For callers that know there is room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Downloaded:
+    """What came: `sha256` of the whole file in hexadecimal, and the headers of its last answer."""
+
+    sha256: str
+    size: int
+    headers: Mapping[str, str]
+    status: int
+    """200 or 206; 304 when the caller's If-None-Match still holds and nothing was written."""
+
+
+class Part:
+    """A file that grows, its running hash, and the validator that says which version of the source it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.validator = ""
+        self._note = path.with_name(f"{path.name}.json")
+        self._hash = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def open(self) -> None:
+        """Take up what an earlier process left; blocking, as is all of this class."""
+        self._file = self.path.open("r+b" if self.path.exists() else "w+b")
+        with contextlib.suppress(OSError, ValueError):
+            self.validator = str(json.loads(self._note.read_text()))
+        while chunk := self._file.read(_FLUSH_BYTES):
+            self._hash.update(chunk)
+            self.size += len(chunk)
+
+    def restart(self, validator: str) -> None:
+        """Forget the bytes so far."""
+        assert self._file is not None  # noqa: S101
+        self._file.seek(0)
+        self._file.truncate()
+        self._hash = hashlib.sha256()
+        self.size = 0
+        self.validator = validator
+        self._note.write_text(json.dumps(validator))
+
+    def write(self, chunks: list[bytes]) -> None:
+        """Append, and say plainly when the disk is full."""
+        assert self._file is not None  # noqa: S101
+        try:
+            for chunk in chunks:
+                self._file.write(chunk)
+                self._hash.update(chunk)
+                self.size += len(chunk)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise ArtifactRefused(
+                    f"the disk is full after {human_bytes(self.size)}; the download needs more room in"
+                    f" {self.path.parent}",
+                    reason=Reason.DISK_TOO_SMALL,
+                ) from None
+            raise
+
+    def close(self) -> None:
+        """Close the file, keep it and its validator."""
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what is written so far."""
+        return self._hash.hexdigest()
+
+
+async def download(
+    ask: Ask,
+    target: Path,
+    limits: Limits,
+    *,
+    what: str,
+    size: int | None = None,
+    immutable: bool = False,
+    count: Callable[[int], None] = no_count,
+    reserve: Reserve = no_reserve,
+) -> Downloaded:
+    """Fetch the whole body into `target`, over as many tries as `limits` permits.
+
+    `size` is the size announced elsewhere, such as in a manifest. An `immutable` source may be continued without
+    asking whether it changed. `count` is told how many bytes each piece had, `reserve` how many are still to come.
+    """
+    part = Part(target)
+    await asyncio.to_thread(part.open)
+    try:
+        return await persist(
+            lambda: _attempt(ask, part, limits, what, size, immutable, count, reserve),
+            limits,
+            what=what,
+            progress=lambda: part.size,
+        )
+    finally:
+        await asyncio.to_thread(part.close)
+
+
+async def _attempt(
+    ask: Ask,
+    part: Part,
+    limits: Limits,
+    what: str,
+    size: int | None,
+    immutable: bool,
+    count: Callable[[int], None],
+    reserve: Reserve,
+) -> Downloaded:
+    headers: dict[str, str] = {}
+    if part.size and part.size == size:
+        return Downloaded(part.sha256, part.size, {}, 206)
+    if part.size and (immutable or part.validator):
+        headers["Range"] = f"bytes={part.size}-"
+        if not immutable:
+            headers["If-Range"] = part.validator
+    async with ask(headers) as response:
+        if response.status == 304:
+            return Downloaded("", 0, response.headers, 304)
+        total = await asyncio.to_thread(_begin, response, part, what, immutable)
+        if size is not None and total is not None and total != size:
+            raise ArtifactRefused(
+                f"{what}: has {total} bytes where {size} were announced", reason=Reason.DIGEST_MISMATCH
+            )
+        if (total or 0) > limits.bytes:
+            raise _too_large(what, total or 0, limits)
+        await reserve((total or 0) - part.size)
+        await _stream(response, part, limits, what, count)
+        if total is not None and part.size != total:
+            raise ArtifactUnavailable(f"{what}: broke off after {part.size} of {total} bytes", reason=Reason.TRUNCATED)
+        return Downloaded(part.sha256, part.size, response.headers, response.status)
+
+
+def _begin(response: aiohttp.ClientResponse, part: Part, what: str, immutable: bool) -> int | None:
+    """Bring `part` to where this answer starts; the size of the whole, None when the server does not tell."""
+    if response.status == 206:
+        span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if span and int(span[1]) == part.size:
+            return None if span[2] == "*" else int(span[2])
+        part.restart("")
+        raise ArtifactUnavailable(f"{what}: another range came than was asked for", reason=Reason.UNEXPECTED_ANSWER)
+    if response.status == 416 and part.size:
+        part.restart("")
+        raise ArtifactUnavailable(f"{what}: shrank while it was fetched", reason=Reason.CHANGED)
+    if response.status != 200:
+        raise status_error(response, what)
+    tag = response.headers.get("ETag", "")
+    # A weak tag promises equal meaning, not equal bytes.
+    part.restart("" if immutable or tag.startswith("W/") else tag or response.headers.get("Last-Modified", ""))
+    return response.content_length
+
+
+async def _stream(
+    response: aiohttp.ClientResponse, part: Part, limits: Limits, what: str, count: Callable[[int], None]
+) -> None:
+    waiting: list[bytes] = []
+    held = 0
+    arrived = part.size
+    writing: asyncio.Task[None] | None = None
+    try:
+        with translated(response.url):
+            async for chunk in response.content.iter_any():
+                waiting.append(chunk)
+                held += len(chunk)
+                arrived += len(chunk)
+                count(len(chunk))
+                if arrived > limits.bytes:
+                    raise _too_large(what, arrived, limits)
+                if held >= _FLUSH_BYTES:
+                    if writing:
+                        await writing
+                    writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
+                    waiting, held = [], 0
+    finally:
+        # What arrived before a failure is kept: the next try continues from there.
+        if writing:
+            await writing
+        await asyncio.to_thread(part.write, waiting)
+
+
+def _too_large(what: str, seen: int, limits: Limits) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"{what}: has {human_bytes(seen)} or more, at most {human_bytes(limits.bytes)} are allowed",
+        reason=Reason.TOO_LARGE,
+    )

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An OCI image becomes a folder: manifest pinned by digest, layers side by side, every byte checked, then unpacked.
+
+Called by source.py. registry.py speaks to the registry, archive.py unpacks.
+"""
+
+import asyncio
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kaito_ray.artifacts.archive import Wanted, everything, unpack
+from kaito_ray.artifacts.download import Reserve, download, no_count, no_reserve
+from kaito_ray.artifacts.layer import Unpacked, safe_name, shown, unsafe
+from kaito_ray.artifacts.limits import human_bytes
+from kaito_ray.artifacts.manifest import Descriptor, Index, Manifest
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.artifacts.registry import Registry
+from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image whose tag was looked up once; from here on only digests are asked for."""
+
+    digest: str
+    """Of what the reference names, an index where it is one."""
+    manifest: Manifest
+
+    @property
+    def annotations(self) -> Mapping[str, str]:
+        """What its maker wrote on it, such as `sh.kaito.model.name`."""
+        return self.manifest.annotations
+
+    @property
+    def size(self) -> int:
+        """Bytes to download."""
+        return sum(layer.size for layer in self.manifest.layers)
+
+
+async def resolve_image(registry: Registry) -> Image:
+    """Find the image of the registry's reference, for linux/amd64 where there are several."""
+    body = await registry.get_manifest(registry.reference.wanted)
+    digest = body.digest
+    for _ in range(3):  # an index may hold an index
+        if not isinstance(body.content, Index):
+            return Image(digest, body.content)
+        chosen = body.content.choose()
+        if chosen is None:
+            break
+        body = await registry.get_manifest(chosen.digest)
+    raise ArtifactRefused(f"{registry.reference}: has no image for linux/amd64", reason=Reason.UNSUPPORTED_FORMAT)
+
+
+async def pull_image(
+    registry: Registry,
+    image: Image,
+    work: Path,
+    *,
+    wanted: Wanted = everything,
+    count: Callable[[int], None] = no_count,
+    reserve: Reserve = no_reserve,
+) -> Path:
+    """Put the wanted files of the image into a folder below `work` and return that folder.
+
+    Blobs stay in `work` until then, so that a later call continues. A layer is either an archive, unpacked with
+    `wanted` deciding, or one plain file under its title, as oras pushes them.
+    """
+    limits, layers = registry.limits, image.manifest.layers
+    for layer in layers:
+        if not (layer.is_archive or layer.file_name):
+            raise ArtifactRefused(
+                f"{registry.reference}: has a layer of the unsupported type {layer.media_type[:100]}",
+                reason=Reason.UNSUPPORTED_FORMAT,
+            )
+    if image.size > limits.bytes:
+        raise ArtifactRefused(
+            f"{registry.reference}: has {human_bytes(image.size)}, at most {human_bytes(limits.bytes)} are allowed",
+            reason=Reason.TOO_LARGE,
+        )
+    # An archive is on the disk twice for a moment, packed and unpacked.
+    await reserve(sum(layer.size * (2 if layer.is_archive else 1) for layer in layers))
+    blobs, tree = work / "blobs", work / "tree"
+    await asyncio.to_thread(_fresh, blobs, tree)
+    unpacked = Unpacked(limits)
+    turn = asyncio.Semaphore(limits.parallel)
+
+    async def fetch(layer: Descriptor) -> Path:
+        async with turn:
+            return await _fetch_blob(registry, layer, blobs, count)
+
+    fetches = {layer.digest: asyncio.create_task(fetch(layer)) for layer in layers}
+    try:
+        for layer in layers:
+            blob = await fetches[layer.digest]
+            await asyncio.to_thread(_place, layer, blob, tree, unpacked, wanted)
+    except ArtifactRefused as error:
+        raise await _explained(error, registry, image) from None
+    finally:
+        for task in fetches.values():
+            task.cancel()
+        await asyncio.gather(*fetches.values(), return_exceptions=True)
+    return tree
+
+
+async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, count: Callable[[int], None]) -> Path:
+    what = f"{registry.reference}: layer {layer.digest[:19]}"
+    target = blobs / layer.digest.partition(":")[2]
+    got = await download(
+        registry.blob(layer.digest),
+        target,
+        replace(registry.limits, bytes=layer.size),
+        what=what,
+        size=layer.size,
+        immutable=True,
+        count=count,
+    )
+    if f"sha256:{got.sha256}" != layer.digest:
+        await asyncio.to_thread(target.unlink)
+        raise ArtifactRefused(
+            f"{what}: its {got.size} bytes have the digest sha256:{got.sha256[:12]}..., not what was pushed",
+            reason=Reason.DIGEST_MISMATCH,
+        )
+    return target
+
+
+async def _explained(error: ArtifactRefused, registry: Registry, image: Image) -> ArtifactRefused | ArtifactUnavailable:
+    """A layer that is missing because somebody pushed another image under the tag meanwhile is worth another try."""
+    reference = registry.reference
+    if error.reason == Reason.NOT_FOUND and not reference.digest:
+        now = await resolve_image(registry)
+        if now.digest != image.digest:
+            return ArtifactUnavailable(
+                f"{reference}: the tag moved to {now.digest} while {image.digest} was fetched", reason=Reason.CHANGED
+            )
+    return error
+
+
+def _place(layer: Descriptor, blob: Path, tree: Path, unpacked: Unpacked, wanted: Wanted) -> None:
+    if layer.is_archive:
+        unpack(blob, tree, unpacked, wanted=wanted)
+        return
+    unpacked.count_entry()
+    unpacked.count_bytes(layer.size)
+    name = safe_name(layer.file_name)
+    target = tree / name
+    if not name or target.exists():
+        raise unsafe(f"two layers have the title {shown(name)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.hardlink_to(blob)
+
+
+def _fresh(blobs: Path, tree: Path) -> None:
+    shutil.rmtree(tree, ignore_errors=True)
+    blobs.mkdir(exist_ok=True)
+    tree.mkdir()
