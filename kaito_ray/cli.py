@@ -88,3 +88,20 @@ def crd() -> None:
     from kaito_ray.crd import crd_yaml
 
     typer.echo(crd_yaml(), nl=False)
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="YAML file with one Workspace", metavar="FILE")],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of 127.0.0.1 to serve on")] = 8000,
+    once: Annotated[
+        str | None, typer.Option(metavar="PROMPT", help="ask one question, print the answer and leave")
+    ] = None,
+) -> None:
+    """Serve the Workspace in FILE on this machine's own Ray until Ctrl-C; saving FILE again applies the change."""
+    import os
+
+    from kaito_ray.local import run as run_local
+    from kaito_ray.settings import Settings
+
+    run_local(file, port=port, once=once, settings=Settings.from_env(os.environ))

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -16,7 +17,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from kaito_ray.errors import CannotRun
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the default is 30 % of the memory
 _STOP_S = 6.0
+_POLL_S = 0.25
 _REST_TIMEOUT_S = 30.0
 
 
@@ -41,6 +43,11 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+def _free_range() -> int:
+    """The first of a hundred ports for replicas, outside the range the kernel gives out; one run each, by its pid."""
+    return 20000 + os.getpid() % 100 * 100
+
+
 def adopt_orphans() -> None:
     """Make this process the parent of every descendant whose parent dies, so that `stop` finds them all.
 
@@ -51,16 +58,31 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
+Environment = Callable[[Path, Mapping[str, int]], Mapping[str, str]]
+
+
 class LocalRay:
     """Ray and Serve on this machine; `stop` must be called however the run ends."""
 
-    def __init__(self, env: Mapping[str, str], *, cpus: float, gpus: int) -> None:
-        """Start it. `env` is what every Ray process gets; `cpus` and `gpus` are what Ray may hand out."""
-        self.folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))  # noqa: S108 a socket's path must stay short
+    def __init__(self, env: Environment, *, cpus: float, gpus: int) -> None:
+        """Start it; `cpus` and `gpus` are what Ray may hand out.
+
+        `env` makes the variables of every Ray process from the run's folder and its free ports, which have the
+        names that `serve_config.local_env` takes.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))  # short, because a socket's path must be
         self.token = secrets.token_hex(16)
-        self._http: httpx.Client | None = None
         adopt_orphans()
-        os.environ.update(env)
+        dashboard_port, metrics_port, stats_port = free_ports(3)
+        self.dashboard_url = f"http://127.0.0.1:{dashboard_port}"
+        self._http = httpx.Client(
+            base_url=self.dashboard_url,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=_REST_TIMEOUT_S,
+            trust_env=False,
+        )
+        ports = {"metrics_port": metrics_port, "stats_port": stats_port, "replica_port": _free_range()}
+        os.environ.update(env(self.folder, ports))
         os.environ.update(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN=self.token,
@@ -71,15 +93,14 @@ class LocalRay:
         os.environ.pop("RAY_ADDRESS", None)
         import ray
 
-        (port,) = free_ports(1)
         try:
-            context = ray.init(
+            ray.init(
                 address="local",
                 num_cpus=max(1, round(cpus)),
                 num_gpus=gpus,
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
-                dashboard_port=port,
+                dashboard_port=dashboard_port,
                 object_store_memory=_OBJECT_STORE_BYTES,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
@@ -89,24 +110,15 @@ class LocalRay:
         except Exception as error:
             self.stop()
             raise CannotRun(f"Ray did not start on this machine: {_last_line(str(error))}") from error
-        self.dashboard_url = f"http://{context.dashboard_url}"
-        self._http = httpx.Client(
-            base_url=self.dashboard_url,
-            headers={"Authorization": f"Bearer {self.token}"},
-            timeout=_REST_TIMEOUT_S,
-            trust_env=False,
-        )
 
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Apply a Serve config, as KubeRay does with `serveConfigV2`."""
-        assert self._http is not None
         answer = self._http.put("/api/serve/applications/", json=config)
         if answer.is_error:
             raise CannotRun(f"Ray Serve refused the configuration: {_last_line(answer.text)}")
 
     def application(self) -> tuple[str, str]:
         """Status (such as DEPLOYING, RUNNING, DEPLOY_FAILED) and message of the application and its deployment."""
-        assert self._http is not None
         answer = self._http.get("/api/serve/applications/")
         answer.raise_for_status()
         application = answer.json().get("applications", {}).get(names.SERVE_APPLICATION, {})
@@ -114,13 +126,28 @@ class LocalRay:
         messages += [str(each.get("message") or "") for each in application.get("deployments", {}).values()]
         return str(application.get("status", "NOT_STARTED")), "\n".join(filter(None, messages))
 
+    def wait_until_running(self, note: Callable[[str], None]) -> None:
+        """Return when the application runs; raises CannotRun with the engine's own words when it will not."""
+        while True:
+            status, message = self.application()
+            if status == "RUNNING":
+                return
+            if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                raise CannotRun(f"the engine did not start: {_cause(message)}")
+            note(status.lower().replace("_", " "))
+            time.sleep(_POLL_S)
+
+    @property
+    def logs(self) -> Path:
+        """Where Ray and the replicas write their logs."""
+        return self.folder / "session_latest" / "logs"
+
     def stop(self, *, keep_logs: bool = False) -> None:
         """End every process that this run started, within about ten seconds, and remove its folder.
 
         Nothing drains: whoever stops a local run wants it gone, and Serve's own shutdown waits for idle clients.
         """
-        if self._http is not None:
-            self._http.close()
+        self._http.close()
         mine = psutil.Process().children(recursive=True)
         for process in mine:
             # Replicas and engines first get the chance to remove their shared memory.
@@ -141,3 +168,11 @@ class LocalRay:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason was given"
+
+
+def _cause(message: str) -> str:
+    """The last exception named in a Serve message, which repeats the traceback of a replica's constructor."""
+    named = [
+        line.strip() for line in message.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Refused)\b.*: ", line)
+    ]
+    return named[-1] if named else _last_line(message)
