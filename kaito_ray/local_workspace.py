@@ -73,10 +73,9 @@ def load_workspace(file: Path, settings: Settings) -> LocalWorkspace:
         raise CannotRun("inference.template describes a pod, which only a cluster can run; name a preset instead")
     preset = load_catalogue(settings.presets_dir).get(workspace.inference.preset.name)
     config = workspace.inference.config
-    made = cast(
-        ServePlan,
-        plan(workspace, preset, local_size(), settings, config=manifest.config_map(config) if config else None),
-    )  # it has inference
+    data = manifest.config_map(config) if config else None
+    # With inference in the Workspace the plan is one to serve.
+    made = cast(ServePlan, plan(workspace, preset, local_size(), settings, config=data))
     api_keys = manifest.secret(made.api_keys_secret) if made.api_keys_secret else {}
     if made.api_keys_secret and not api_keys:
         raise CannotRun(
