@@ -66,7 +66,9 @@ def refuse_address(address: IPAddress, allowed: Collection[str] = ()) -> str | N
             return f"leads to {address}, a metadata endpoint of the cloud"
     if any(_network_holds(entry, address) for entry in allowed):
         return None
-    for inner in (address, *_embedded(address)):
+    mapped = isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None
+    # A mapped address is nothing but its IPv4 address; whether it is global itself depends on the Python version.
+    for inner in _embedded(address) if mapped else (*_embedded(address), address):
         if not inner.is_global or inner.is_multicast:
             kind = "this machine itself" if inner.is_loopback or inner.is_unspecified else "a private address"
             return f"leads to {address}, {kind}{_LIFTED}"
