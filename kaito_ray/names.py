@@ -24,12 +24,27 @@ ANNOTATION_BYPASS_CHECKS = "kaito.sh/bypass-resource-checks"
 ANNOTATION_PERFORMANCE_MODE = "kaito.sh/performance-mode"
 ANNOTATION_LOCAL_WEIGHTS = "kaito.sh/use-local-weights"
 ANNOTATION_NODE_IMAGE_FAMILY = "kaito.sh/node-image-family"
+ANNOTATION_NODE_CLASS = "kaito.sh/node-class-name"
 # Ours.
 ANNOTATION_API_KEYS = "kaito-ray.io/api-keys"
 ANNOTATION_AFTER_TUNING = "kaito-ray.io/after-tuning"
 ANNOTATION_INSTANCE_TYPES = "kaito-ray.io/instance-types"
 ANNOTATION_SPOT = "kaito-ray.io/spot"
 ANNOTATION_IDLE_AFTER = "kaito-ray.io/idle-after"
+ANNOTATION_LAST_REQUEST = "kaito-ray.io/last-request"
+"""RFC 3339 time of the newest request, written by whoever sees the traffic; what `idle-after` counts from."""
+
+# Labels and the taint of GPU nodes.
+LABEL_AGENT_POOL = "kubernetes.azure.com/agentpool"
+LABEL_MACHINE_TYPE = "kaito.sh/machine-type"
+TAINT_GPU = {"key": "sku", "value": "gpu", "effect": "NoSchedule"}
+
+# Azure's tags of an agent pool: labels cannot hold a UID with a time, and a tag's name may have no slash.
+TAG_UID = "kaito-ray-workspace-uid"
+TAG_WORKSPACE = "kaito-ray-workspace"
+TAG_NAMESPACE = "kaito-ray-namespace"
+TAG_ATTEMPT = "kaito-ray-attempt"
+TAG_CREATED = "kaito-ray-created"
 
 SERVE_APPLICATION = "chat"
 SERVE_DEPLOYMENT = "Chat"
