@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kaito_ray.errors import KaitoRayError
+from kaito_ray.errors import InvalidManifest, KaitoRayError
 
 app = typer.Typer(
     name="kaito-ray",
@@ -36,11 +36,12 @@ OutputOption = Annotated[Output, typer.Option("-o", "--output", help="how to pri
 
 
 def main() -> None:
-    """Run the command line; an expected error is one sentence on stderr and exit code 1."""
+    """Run the command line; an expected error is a sentence on stderr for each thing wrong, and exit code 1."""
     try:
         app()
     except KaitoRayError as error:
-        typer.echo(f"kaito-ray: {error}", err=True)
+        for problem in error.problems if isinstance(error, InvalidManifest) else [error]:
+            typer.echo(f"kaito-ray: {problem}", err=True)
         sys.exit(1)
 
 
@@ -68,18 +69,48 @@ def validate(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print every problem of the Workspaces in FILE... as `FILE:LINE field.path: sentence`."""
+    import os
     from dataclasses import asdict
 
-    from kaito_ray.manifest import validate_file
+    from kaito_ray.settings import Settings
+    from kaito_ray.validate import validate_files
 
-    findings = [finding for file in files for finding in validate_file(file)]
+    findings = list(validate_files(files, Settings.from_env(os.environ)))
     if output is Output.JSON:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         for finding in findings:
             typer.echo(str(finding))
-    if any(finding.severity == "error" for finding in findings):
+    errors = sum(finding.severity == "error" for finding in findings)
+    typer.echo(f"{len(files)} files, {errors} errors, {len(findings) - errors} remarks", err=True)
+    if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def render(
+    files: Annotated[list[Path], typer.Option("-f", "--file", help="YAML file with Workspaces; - is stdin")],
+) -> None:
+    """Print the Kubernetes objects of every Workspace in FILE as YAML; nothing when one of them has a problem."""
+    import os
+
+    from kaito_ray.manifest import examine_manifest
+    from kaito_ray.manifest_plan import plan_manifest
+    from kaito_ray.render import objects
+    from kaito_ray.settings import Settings
+
+    settings = Settings.from_env(os.environ)
+    rendered, problems = [], []
+    for file in files:
+        manifest = examine_manifest(file, allow_private_urls=settings.allow_private_urls)
+        problems += [finding for finding in manifest.findings if finding.severity == "error"]
+        for planned in plan_manifest(manifest, settings):
+            problems += planned.problems
+            rendered += objects.render(planned.plan, settings) if planned.plan else []
+    if problems:
+        typer.echo("\n".join(map(str, problems)), err=True)
+        raise typer.Exit(1)
+    typer.echo(objects.to_yaml(rendered), nl=False)
 
 
 @app.command()
