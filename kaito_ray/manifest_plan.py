@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A manifest in, a plan for each of its Workspaces out, or what keeps it from having one, with file and line.
+
+Called by the commands that plan without a cluster. ConfigMaps are taken from the manifest; one that a Workspace names
+and that does not stand there counts as empty, because it may stand in the cluster.
+"""
+
+from dataclasses import dataclass
+
+from kaito_ray.errors import InvalidManifest, KaitoRayError, Problem, UnknownPreset
+from kaito_ray.manifest import Entry, Finding, Manifest
+from kaito_ray.plan import Plan, plan
+from kaito_ray.preset import Catalogue, load_catalogue
+from kaito_ray.settings import Settings
+from kaito_ray.sku import Sizes, load_sizes
+from kaito_ray.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """One Workspace of a file: exactly one of `plan` and `problems`."""
+
+    entry: Entry
+    plan: Plan | None
+    problems: tuple[Finding, ...]
+
+
+def plan_manifest(manifest: Manifest, settings: Settings) -> list[Planned]:
+    """Plan every Workspace, in the order of the file; one that cannot be planned does not keep others from it."""
+    catalogue, sizes = load_catalogue(settings.presets_dir), load_sizes(settings.presets_dir)
+    return [_planned(entry, manifest, catalogue, sizes, settings) for entry in manifest.entries]
+
+
+def _planned(entry: Entry, manifest: Manifest, catalogue: Catalogue, sizes: Sizes, settings: Settings) -> Planned:
+    workspace = entry.workspace
+    if workspace is None:
+        return Planned(entry, None, entry.problems)
+    try:
+        return Planned(entry, _plan(workspace, manifest, catalogue, sizes, settings), ())
+    except InvalidManifest as error:
+        problems = error.problems
+    except KaitoRayError as error:
+        problems = [Problem(_path(error, workspace), str(error))]
+    return Planned(entry, None, tuple(entry.finding(problem) for problem in problems))
+
+
+def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes: Sizes, settings: Settings) -> Plan:
+    work = workspace.inference or workspace.tuning
+    if work is None or work.preset is None:
+        message = "describes pods of one's own, and kaito-ray makes its own from a preset; name one in inference.preset"
+        raise InvalidManifest([Problem(("inference", "template"), message)])
+    preset = catalogue.get(work.preset.name)
+    sku = sizes.get(workspace.resource.instance_type)
+    config = manifest.config_map(work.config, workspace.metadata.namespace) if work.config else None
+    return plan(workspace, preset, sku, settings, config=config)
+
+
+def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:
+    """The field that somebody must edit: the model when it is unknown, the size in every other case."""
+    if isinstance(error, UnknownPreset):
+        return ("tuning" if workspace.tuning else "inference", "preset", "name")
+    return ("resource", "instanceType")
