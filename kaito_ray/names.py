@@ -31,6 +31,9 @@ ANNOTATION_AFTER_TUNING = "kaito-ray.io/after-tuning"
 ANNOTATION_INSTANCE_TYPES = "kaito-ray.io/instance-types"
 ANNOTATION_SPOT = "kaito-ray.io/spot"
 ANNOTATION_IDLE_AFTER = "kaito-ray.io/idle-after"
+# Written by the operator on what it makes: hashes of the whole object and of its Ray cluster, as they were applied.
+ANNOTATION_APPLIED = "kaito-ray.io/applied"
+ANNOTATION_CLUSTER_CONFIG = "kaito-ray.io/cluster-config"
 ANNOTATION_LAST_REQUEST = "kaito-ray.io/last-request"
 """RFC 3339 time of the newest request, written by whoever sees the traffic; what `idle-after` counts from."""
 
