@@ -22,6 +22,8 @@ class Reason(StrEnum):
     SERVER_ERROR = "ServerError"
     UNEXPECTED_ANSWER = "UnexpectedAnswer"
     TIMEOUT = "Timeout"
+    GATED = "Gated"
+    REVISION_NOT_FOUND = "RevisionNotFound"
     # What came.
     TRUNCATED = "Truncated"
     CHANGED = "ChangedWhileFetching"

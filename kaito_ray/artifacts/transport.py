@@ -213,11 +213,13 @@ async def persist(
     *,
     what: str,
     progress: Callable[[], int] = lambda: 0,
+    waiting: Callable[[ArtifactUnavailable], None] = lambda _: None,
 ) -> T:
     """Call `attempt` until it succeeds, is refused, or patience ends.
 
     Only ArtifactUnavailable is tried again, after what the server asked for or a doubling pause. Tries that brought
-    something new (`progress` grew) are not counted; `limits.seconds` bounds the whole.
+    something new (`progress` grew) are not counted; `limits.seconds` bounds the whole. `waiting` is told why it
+    waits, before each pause.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + limits.seconds
@@ -236,6 +238,7 @@ async def persist(
                 pause = max(last.delay_s, min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1)))
                 if failures >= limits.attempts or loop.time() + pause > deadline:
                     raise last
+                waiting(last)
                 await asyncio.sleep(pause)
     except TimeoutError:
         if last is None:

@@ -8,8 +8,8 @@ ConfigMaps do, but not out of it.
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 from kaito_ray.artifacts.limits import Limits, human_bytes
@@ -20,8 +20,8 @@ _CHUNK = 4 * 1024 * 1024
 _MAX_DEPTH = 8
 
 
-def copy_volume(folder: Path, target: Path, limits: Limits, *, wanted: Callable[[str], bool]) -> dict[str, str]:
-    """Copy the wanted files below `folder` into `target`; their names and the sha256 of what was copied.
+def copy_volume(folder: Path, target: Path, limits: Limits, *, names: Collection[str]) -> dict[str, str]:
+    """Copy the files of those `names` below `folder` into `target`; their paths and the sha256 of what was copied.
 
     Raises ArtifactRefused when there is no such folder, or when it leads out of itself or beyond the limits.
     """
@@ -31,7 +31,7 @@ def copy_volume(folder: Path, target: Path, limits: Limits, *, wanted: Callable[
     hashes: dict[str, str] = {}
     left = limits.bytes
     for name in _names(root, limits):
-        if not wanted(name):
+        if PurePosixPath(name).name not in names:
             continue
         with _opened(root, name) as source:
             size = os.fstat(source.fileno()).st_size

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where an artefact comes from, as a plan says it; a folder in the cache of this node out.
+
+    {"image": "registry.example/team/adapter:1.0", "imagePullSecrets": ["registry"], "digest": "sha256:..."}
+    {"urls": ["https://host/adapter.tar.gz"]}         files, or one archive
+    {"path": "/mnt/adapters/legal"}                   a mounted volume, or a folder of this machine
+    {"hub": "org/adapter", "revision": "main"}        where a model hub can be reached
+
+A tuning Workspace as a source is one of these by the time it gets here. Called by prepare.py for adapters; data and
+models take the same way with other limits.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from aiohttp.abc import AbstractResolver
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
+
+from kaito_ray.artifacts.archive import archive_kind, below, everything, unpack
+from kaito_ray.artifacts.cache import Cache, Entry
+from kaito_ray.artifacts.credential import logins_for, read_logins
+from kaito_ray.artifacts.download import no_count
+from kaito_ray.artifacts.hub import fetch_files, find_files
+from kaito_ray.artifacts.layer import Unpacked
+from kaito_ray.artifacts.limits import Limits
+from kaito_ray.artifacts.oci import Image, pull_image, resolve_image
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.artifacts.reference import Reference
+from kaito_ray.artifacts.registry import Registry
+from kaito_ray.artifacts.transport import Transport
+from kaito_ray.artifacts.url import Fetched, fetch_url
+from kaito_ray.artifacts.volume import copy_volume
+from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
+
+_MOVED_TRIES = 3
+
+
+class Source(BaseModel):
+    """Exactly one of image, urls, path and hub."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
+
+    image: str = ""
+    image_pull_secrets: tuple[str, ...] = ()
+    digest: str = ""
+    urls: Annotated[tuple[str, ...], Field(max_length=256)] = ()
+    path: str = ""
+    hub: str = ""
+    revision: str | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        given = [name for name in ("image", "urls", "path", "hub") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError(f"must have exactly one of image, urls, path and hub, got {' and '.join(given) or 'none'}")
+        return self
+
+    @classmethod
+    def parse(cls, source: Mapping[str, Any]) -> Self:
+        """Raises ArtifactRefused for what is no source."""
+        try:
+            return cls.model_validate(source)
+        except ValidationError as error:
+            problems = [f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors()]
+            raise ArtifactRefused(f"the source {'; '.join(problems)}", reason=Reason.INVALID_SOURCE) from None
+
+
+@dataclass(slots=True)
+class Staged:
+    """A folder in the cache, in use until `release` is called."""
+
+    path: Path
+    digest: str
+    """`sha256:...`: of the manifest of an image, of names and contents of anything else."""
+    entry: Entry
+    annotations: Mapping[str, str]
+    """Of an image; empty for anything else."""
+
+    def release(self) -> None:
+        """Let the cache evict it."""
+        self.entry.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+class Stager:
+    """Fetches into one cache, under one set of limits and exceptions.
+
+    `folder` is the folder of images that is wanted (`data`; empty takes everything), `files` the names that are
+    wanted from volumes and the hub. `auth_dir` holds Docker configurations, `<name of the Secret>.json` each.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        limits: Limits,
+        *,
+        allowed: Collection[str] = (),
+        auth_dir: Path | None = None,
+        folder: str = "",
+        files: Collection[str] = (),
+        hub_token: str | None = None,
+        hub_endpoint: str | None = None,
+        resolver: AbstractResolver | None = None,
+        count: Callable[[int], None] = no_count,
+    ) -> None:
+        self.cache = cache
+        self.limits = limits
+        self._allowed = tuple(allowed)
+        self._auth_dir = auth_dir
+        self._folder = folder
+        self._files = frozenset(files)
+        self._hub_token = hub_token
+        self._hub_endpoint = hub_endpoint
+        self._resolver = resolver
+        self._count = count
+
+    async def stage(self, source: Source) -> Staged:
+        """Fetch what the source names unless it is here; raises ArtifactRefused or ArtifactUnavailable."""
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                if source.image:
+                    return await self._image(source)
+                if source.urls:
+                    return await self._urls(source)
+                if source.path:
+                    return await self._path(source)
+                return await self._hub(source)
+        except TimeoutError:
+            raise ArtifactUnavailable(f"not fetched within {self.limits.seconds:g} s", reason=Reason.TIMEOUT) from None
+
+    async def resolve(self, source: Source) -> str:
+        """The digest that an image's tag means now; the operator pins it for all replicas."""
+        async with self._registry(source) as registry:
+            return (await resolve_image(registry)).digest
+
+    def _registry(self, source: Source) -> Registry:
+        reference = Reference.parse(source.image)
+        if source.digest:
+            reference = reference.at(source.digest)
+        configs = read_logins(self._auth_dir, source.image_pull_secrets or None) if self._auth_dir else []
+        logins = logins_for(reference.host, reference.repository, configs)
+        return Registry(reference, self.limits, logins=logins, allowed=self._allowed, resolver=self._resolver)
+
+    async def _image(self, source: Source) -> Staged:
+        registry = self._registry(source)
+        reference = registry.reference
+        note_key = f"image-{_sha256(str(reference))}"
+        if reference.digest and (entry := await self.cache.find(self._image_key(reference.digest))):
+            return Staged(entry.path, reference.digest, entry, self.cache.note(self._image_key(reference.digest)))
+        async with registry:
+            for attempt in range(_MOVED_TRIES):
+                try:
+                    image = await resolve_image(registry)
+                except ArtifactUnavailable:
+                    known = self.cache.note(note_key).get("digest", "")
+                    if known and (entry := await self.cache.find(self._image_key(known))):
+                        return Staged(entry.path, known, entry, self.cache.note(self._image_key(known)))
+                    raise
+                try:
+                    return await self._pull(registry, image, note_key)
+                except ArtifactUnavailable as error:
+                    if error.reason != Reason.CHANGED or attempt == _MOVED_TRIES - 1:
+                        raise
+        raise AssertionError("the loop returns or raises")
+
+    async def _pull(self, registry: Registry, image: Image, note_key: str) -> Staged:
+        key = self._image_key(image.digest)
+        wanted = below(self._folder) if self._folder else everything
+        entry = await self.cache.get(
+            key,
+            lambda work: pull_image(
+                registry, image, work, wanted=wanted, count=self._count, reserve=self.cache.make_room
+            ),
+        )
+        await asyncio.to_thread(self.cache.write_note, key, image.annotations)
+        await asyncio.to_thread(self.cache.write_note, note_key, {"digest": image.digest})
+        return Staged(entry.path, image.digest, entry, image.annotations)
+
+    def _image_key(self, digest: str) -> str:
+        return f"image-{digest.partition(':')[2]}-{_sha256(self._folder)[:8]}"
+
+    async def _urls(self, source: Source) -> Staged:
+        with contextlib.ExitStack() as inputs:
+            fetched = []
+            async with Transport(self.limits, self._allowed, resolver=self._resolver) as transport:
+                for url in source.urls:
+                    one = await fetch_url(transport, url, self.cache, count=self._count)
+                    inputs.enter_context(one.entry)
+                    fetched.append(one)
+            hashes: dict[str, str] = {}
+            for one in fetched:
+                if one.name in hashes:
+                    raise ArtifactRefused(
+                        f"two of the urls have the file name {one.name}", reason=Reason.INVALID_SOURCE
+                    )
+                hashes[one.name] = one.sha256
+            digest = tree_digest(hashes)
+            self._check_pin(source, digest)
+
+            async def produce(work: Path) -> Path:
+                return await asyncio.to_thread(self._lay_out, fetched, work / "tree")
+
+            entry = await self.cache.get(f"files-{digest.partition(':')[2]}", produce)
+        return Staged(entry.path, digest, entry, {})
+
+    def _lay_out(self, fetched: list[Fetched], tree: Path) -> Path:
+        """Unpack the one archive, or give the files of the cache their names."""
+        shutil.rmtree(tree, ignore_errors=True)
+        tree.mkdir()
+        if len(fetched) == 1 and archive_kind(fetched[0].entry.path):
+            unpack(fetched[0].entry.path, tree, Unpacked(self.limits))
+            return tree
+        for one in fetched:
+            (tree / one.name).hardlink_to(one.entry.path)
+        return tree
+
+    async def _path(self, source: Source) -> Staged:
+        folder = Path(source.path)
+        async with self.cache.locked(f"path-{_sha256(source.path)}") as work:
+            await asyncio.to_thread(shutil.rmtree, work / "tree", ignore_errors=True)
+            hashes = await asyncio.to_thread(copy_volume, folder, work / "tree", self.limits, names=self._files)
+            digest = tree_digest(hashes)
+            self._check_pin(source, digest)
+            entry = await self.cache.publish(f"files-{digest.partition(':')[2]}", work / "tree", work)
+        return Staged(entry.path, digest, entry, {})
+
+    async def _hub(self, source: Source) -> Staged:
+        files = await find_files(
+            source.hub,
+            source.revision,
+            self._files,
+            self.limits,
+            token=self._hub_token,
+            endpoint=self._hub_endpoint,
+        )
+        key = f"hub-{_sha256(' '.join((files.repository, files.commit, *files.names)))}"
+        entry = await self.cache.get(key, lambda work: fetch_files(files, work, self.cache))
+        digest = tree_digest(await asyncio.to_thread(_hashes, entry.path))
+        self._check_pin(source, digest)
+        return Staged(entry.path, digest, entry, {})
+
+    def _check_pin(self, source: Source, digest: str) -> None:
+        if source.digest and source.digest != digest:
+            raise ArtifactRefused(
+                f"its content has the digest {digest}, {source.digest} was asked for", reason=Reason.DIGEST_MISMATCH
+            )
+
+
+def tree_digest(hashes: Mapping[str, str]) -> str:
+    """One digest for files by their names and sha256, whatever their order."""
+    return f"sha256:{_sha256(''.join(f'{sha256}  {name}' + chr(10) for name, sha256 in sorted(hashes.items())))}"
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    hashes = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as file:
+                hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
