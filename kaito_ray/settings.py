@@ -22,7 +22,7 @@ _FALLBACKS = {
     "cluster_name": "AZURE_CLUSTER_NAME",
     "location": "LOCATION",
 }
-_LISTS = {"allow_private_urls", "namespaces", "monitoring_namespaces"}
+_LISTS = {"allow_private_urls", "namespaces", "monitoring_namespaces", "zones"}
 
 
 class Provisioner(StrEnum):
@@ -31,6 +31,13 @@ class Provisioner(StrEnum):
     AKS = "aks"
     KARPENTER = "karpenter"
     BYO = "byo"
+
+
+class NodeTimeoutPolicy(StrEnum):
+    """What follows when a pool's GPUs did not show up in time and the pool was deleted."""
+
+    RETRY = "retry"
+    STOP = "stop"
 
 
 class Settings(BaseModel):
@@ -70,6 +77,23 @@ class Settings(BaseModel):
         "",
         description="StorageClass of the volume that keeps the checkpoints of a tuning; empty is the cluster's default,"
         " `none` keeps them in the pod, where an evicted node takes them along",
+    )
+    max_total_nodes: int | None = Field(
+        None, ge=1, description="most GPU nodes that all Workspaces together may have in agent pools of this operator"
+    )
+    max_total_hourly_usd: float | None = Field(
+        None, gt=0, description="most US dollars per hour that all agent pools of this operator may cost, at list price"
+    )
+    node_timeout_minutes: int = Field(
+        45, ge=5, description="minutes after which an agent pool whose GPUs never showed up is deleted"
+    )
+    node_timeout_policy: NodeTimeoutPolicy = Field(
+        NodeTimeoutPolicy.RETRY, description="what follows then: retry, or stop and leave it to you"
+    )
+    zones: tuple[str, ...] = Field(
+        ("1", "2", "3"),
+        description="availability zones to try one by one when the region as a whole has no capacity, comma-separated;"
+        " `none` tries no zone",
     )
 
     @classmethod
