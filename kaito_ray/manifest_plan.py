@@ -56,7 +56,7 @@ def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes:
 
 
 def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:
-    """The field that somebody must edit: the model when it is unknown, the size in every other case."""
-    if isinstance(error, UnknownPreset):
+    """The field that somebody must edit: the model when it is unknown or not made for it, else the size."""
+    if isinstance(error, UnknownPreset) or error.reason == "NotTunable":
         return ("tuning" if workspace.tuning else "inference", "preset", "name")
     return ("resource", "instanceType")
