@@ -52,7 +52,7 @@ def _serving(plan: ServePlan, settings: Settings) -> list[KubeObject]:
         network_policy(plan, settings),
         # One copy of the model at a time may move to another node; a lone copy stays where it is.
         *disruption_budgets(plan, max(1, copies - 1)),
-        ray_service(plan, settings.serve_image),
+        ray_service(plan, settings),
     ]
 
 
@@ -65,7 +65,7 @@ def _tuning(plan: TunePlan, settings: Settings) -> list[KubeObject]:
         network_policy(plan, settings),
         # Training stops when any of its workers goes.
         *disruption_budgets(plan, plan.nodes),
-        ray_job(plan, settings.tune_image, job, claim),
+        ray_job(plan, job, claim, settings),
     ]
 
 

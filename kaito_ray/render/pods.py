@@ -13,6 +13,7 @@ from kaito_ray.plan import PodSize, Target
 from kaito_ray.render.metadata import KubeObject, labels
 from kaito_ray.render.volumes import CACHE, Mount
 from kaito_ray.serve_config import SHUTDOWN_TIMEOUT_S
+from kaito_ray.settings import PREFIX, Settings
 
 # Ray drains itself on SIGTERM and must be through before the kubelet's SIGKILL; what it waits for, replicas that
 # finish their requests, must be through before that.
@@ -108,6 +109,11 @@ def pod_env(env: Mapping[str, str]) -> dict[str, str]:
         "USER": "kaito-ray",
     }
     return dict(sorted({**always, **env}.items()))
+
+
+def fetch_env(settings: Settings) -> dict[str, str]:
+    """The operator's word on which private addresses may be fetched, for what fetches in the pods."""
+    return {f"{PREFIX}ALLOW_PRIVATE_URLS": ",".join(settings.allow_private_urls)} if settings.allow_private_urls else {}
 
 
 def hub_token(secret: str | None) -> list[KubeObject]:

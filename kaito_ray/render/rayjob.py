@@ -12,9 +12,10 @@ import json
 from kaito_ray import names
 from kaito_ray.plan import TunePlan
 from kaito_ray.render.metadata import KubeObject, metadata
-from kaito_ray.render.pods import hub_token
+from kaito_ray.render.pods import fetch_env, hub_token
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import tune_mounts
+from kaito_ray.settings import Settings
 
 _RETRIES = 2
 _START_TIMEOUT_S = 3600
@@ -35,7 +36,7 @@ def ray_job_name(plan: TunePlan) -> str:
     return names.job_name(plan.name, hashlib.sha256(text.encode()).hexdigest()[:8])
 
 
-def ray_job(plan: TunePlan, image: str, name: str, claim: str | None) -> KubeObject:
+def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) -> KubeObject:
     """The RayJob called `name`, with its checkpoints on `claim`."""
     return {
         "apiVersion": "ray.io/v1",
@@ -63,8 +64,8 @@ def ray_job(plan: TunePlan, image: str, name: str, claim: str | None) -> KubeObj
             },
             "rayClusterSpec": ray_cluster(
                 plan,
-                image,
-                _ENV,
+                settings.tune_image,
+                {**_ENV, **fetch_env(settings)},
                 tune_mounts(plan, name, claim),
                 groups=(plan.nodes, plan.nodes),
                 secret_env=hub_token(plan.hf_token_secret),

@@ -9,13 +9,14 @@ import yaml
 from kaito_ray import names
 from kaito_ray.plan import ServePlan
 from kaito_ray.render.metadata import KubeObject, labels, metadata
-from kaito_ray.render.pods import hub_token
+from kaito_ray.render.pods import fetch_env, hub_token
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import serve_mounts
 from kaito_ray.serve_config import serve_config, serve_env
+from kaito_ray.settings import Settings
 
 
-def ray_service(plan: ServePlan, image: str) -> KubeObject:
+def ray_service(plan: ServePlan, settings: Settings) -> KubeObject:
     """The RayService; everything that may change while it serves stands in `serveConfigV2`, nowhere else."""
     return {
         "apiVersion": "ray.io/v1",
@@ -30,8 +31,8 @@ def ray_service(plan: ServePlan, image: str) -> KubeObject:
             "serveConfigV2": _yaml(serve_config(plan)),
             "rayClusterConfig": ray_cluster(
                 plan,
-                image,
-                serve_env(plan),
+                settings.serve_image,
+                {**serve_env(plan), **fetch_env(settings)},
                 serve_mounts(plan),
                 groups=worker_groups(plan),
                 hosts=plan.nodes_per_replica,

@@ -222,6 +222,12 @@ def test_head_and_workers_see_the_same_environment_in_order() -> None:
     assert env(head)["HOME"] == "/var/cache/kaito-ray"
 
 
+def test_pods_learn_which_private_addresses_they_may_fetch() -> None:
+    settings = Settings(allow_private_urls=("10.0.0.0/8", "files.local"))
+    [group] = the("RayService", a_serve_plan(), settings)["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert env(group["template"]["spec"])["KAITO_RAY_ALLOW_PRIVATE_URLS"] == "10.0.0.0/8,files.local"
+
+
 def test_requests_end_before_ray_and_ray_before_the_kubelet() -> None:
     head, worker = pods(a_serve_plan())
     for pod in (head, worker):
