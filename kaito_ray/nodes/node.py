@@ -3,7 +3,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
+
+from kaito_ray.nodes.moment import parse_moment
 
 INSTANCE_TYPE_LABELS = ("node.kubernetes.io/instance-type", "beta.kubernetes.io/instance-type")
 
@@ -22,6 +25,7 @@ class Node:
     instance_type: str
     provider_id: str
     deleting: bool
+    not_ready_since: datetime | None = None
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:
         """Whether the node carries all of `labels`."""
@@ -75,4 +79,5 @@ def parse_node(document: Mapping[str, Any]) -> Node:
         instance_type=next((labels[key] for key in INSTANCE_TYPE_LABELS if key in labels), ""),
         provider_id=spec.get("providerID", ""),
         deleting=bool(metadata.get("deletionTimestamp")),
+        not_ready_since=None if ready.get("status") == "True" else parse_moment(ready.get("lastTransitionTime")),
     )
