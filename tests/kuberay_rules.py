@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What KubeRay's controllers refuse although the schema allows it (ray-operator/controllers/ray/utils/validation.go,
-v1.7.0), as far as our objects use the fields. Values come with the schema's defaults filled in.
-"""  # noqa: D205
+"""What KubeRay's controllers refuse although the schema allows it, as far as our objects use the fields.
+
+From ray-operator/controllers/ray/utils/validation.go of v1.7.0. Values come with the schema's defaults filled in.
+"""
 
 import re
 from collections.abc import Iterator, Mapping

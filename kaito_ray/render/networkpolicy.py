@@ -63,9 +63,11 @@ def _operators(settings: Settings) -> list[KubeObject]:
 
 
 def _egress() -> list[KubeObject]:
-    """Name service and TLS without any condition: network plugins disagree on whether an address range contains
-    nodes and the API server. The metadata services speak neither.
-    """  # noqa: D205
+    """Everywhere but the node's metadata services.
+
+    Name service and TLS go out without any condition, because network plugins disagree on whether an address range
+    contains nodes and the API server; the metadata services speak neither.
+    """
     return [
         {"ports": [{"protocol": "UDP", "port": 53}, *_tcp(53, 443, 6443)]},
         {"to": [{"namespaceSelector": {}}]},
