@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The status of a Workspace as models: what the operator writes and the CRD describes.
 
-KAITO's fields keep KAITO's names; the rest is ours. A stored status is never parsed through these, because what an
-older release wrote must not keep a newer one from reading the object (`Workspace.status` is a plain dict).
+KAITO's fields keep KAITO's names; the rest is ours. `Workspace.status` is a plain dict, and fields that these models do
+not know are passed over, so that what another release wrote never keeps an object from being read.
 """
 
 from typing import Annotated, Literal
@@ -12,7 +12,7 @@ from pydantic.alias_generators import to_camel
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", alias_generator=to_camel, validate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="ignore", alias_generator=to_camel, validate_by_name=True)
 
 
 class Condition(_Part):
