@@ -126,7 +126,10 @@ class Resource(_Part):
         " the nodes that the selector finds. Cannot be changed once set.",
     )
     count: int = Field(
-        1, ge=1, le=1000, description="Number of nodes; deprecated, normally found from the model. Cannot be changed."
+        1,
+        ge=1,
+        le=1000,
+        description="Nodes to tune on; when serving, their number follows from the model. Cannot be changed.",
     )
     label_selector: Annotated[LabelSelector, AfterValidator(_folded)] = Field(
         description="Labels that the nodes carry, or get when they are made. Cannot be changed."

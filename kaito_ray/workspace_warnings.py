@@ -64,6 +64,11 @@ def _resource(workspace: Workspace) -> Iterator[Problem]:
         yield Problem(
             ("resource", "labelSelector", "matchLabels", key), "selects nothing: the operator sets this label itself"
         )
+    if resource.count > 1 and workspace.inference is not None and workspace.inference.preset is not None:
+        yield Problem(
+            ("resource", "count"),
+            "has no effect when serving: the nodes follow from the model; inference.autoscaling asks for more copies",
+        )
     if resource.preferred_nodes:
         yield Problem(("resource", "preferredNodes"), "is deprecated and ignored; use labelSelector")
 

@@ -63,6 +63,11 @@ def test_a_plain_workspace_needs_no_remark() -> None:
             "deprecated",
         ),
         (
+            a_document(resource={"labelSelector": {"matchLabels": {"apps": "x"}}, "count": 2}),
+            "resource.count",
+            "follow from the model",
+        ),
+        (
             a_document(inference={"preset": PRESET | {"accessMode": "private"}}),
             "inference.preset.accessMode",
             "modelAccessSecret",
