@@ -8,7 +8,8 @@ its releases, is here; tests/apps/test_vllm_contract.py says so when they have m
 import asyncio
 import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,6 +18,8 @@ from serve_apps.arguments import Arguments
 if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.v1.engine.async_llm import AsyncLLM
+
+Lifespan = Callable[["FastAPI"], AbstractAsyncContextManager[Any]]
 
 
 def command_line(engine: Mapping[str, Any]) -> list[str]:
@@ -92,4 +95,19 @@ async def http_app(engine: "AsyncLLM", options: Namespace) -> "FastAPI":
     await init_app_state(engine, app.state, options, tasks)
     # When the engine has died, vLLM asks its own uvicorn server to exit. Here Serve replaces the replica instead.
     app.state.server = SimpleNamespace()
+    app.router.lifespan_context = _ending_with(app.router.lifespan_context, engine)
     return app
+
+
+def _ending_with(lifespan: Lifespan, engine: "AsyncLLM") -> Lifespan:
+    """The app's lifespan, at whose end the engine's processes end too."""
+
+    @asynccontextmanager
+    async def longer(app: "FastAPI") -> AsyncIterator[Any]:
+        try:
+            async with lifespan(app) as state:
+                yield state
+        finally:
+            await asyncio.to_thread(engine.shutdown)
+
+    return longer

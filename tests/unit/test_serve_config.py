@@ -2,46 +2,13 @@
 """A plan in, the Serve config and its environment out."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from kaito_ray.plan import AdapterPlan, Autoscaling, MemoryBudget, ModelSource, Placement, PodSize, ServePlan
+from builders import a_serve_plan
+from kaito_ray.plan import AdapterPlan, Autoscaling, Placement, PodSize, ServePlan
 from kaito_ray.serve_config import API_KEYS_DIR, SHUTDOWN_TIMEOUT_S, local_env, serve_config, serve_env
 from serve_apps.arguments import Arguments, UserConfig
-
-
-def a_plan(**changes: Any) -> ServePlan:
-    plan = ServePlan(
-        name="talk",
-        namespace="default",
-        uid="",
-        model="tiny-phi-3",
-        source=ModelSource("builtin", "tiny-phi-3"),
-        instance_type="cpu",
-        node_labels={},
-        nodes=1,
-        gpus_per_node=0,
-        head=PodSize(2, 4),
-        worker=PodSize(2, 4),
-        weights_gib=0.01,
-        hourly_usd=None,
-        warnings=(),
-        served_model_name="tiny-phi-3",
-        tensor_parallel=1,
-        pipeline_parallel=1,
-        replicas=2,
-        nodes_per_replica=1,
-        max_model_len=512,
-        kv_bytes_per_token=1,
-        dtype="float32",
-        budget=MemoryBudget(0, 0, 0, 0, 0, 0, 0),
-        placement=Placement("uni", 1, 0),
-        engine={"max-model-len": 512, "enable-lora": True},
-        max_ongoing_requests=64,
-        max_queued_requests=32,
-    )
-    return replace(plan, **changes)
 
 
 def deployment(plan: ServePlan) -> dict[str, Any]:
@@ -52,41 +19,41 @@ def deployment(plan: ServePlan) -> dict[str, Any]:
 
 
 def test_the_app_accepts_what_the_plan_writes() -> None:
-    plan = a_plan(adapters=(AdapterPlan("b", {"path": "/b"}), AdapterPlan("a", {"path": "/a"}, 0.5)))
+    plan = a_serve_plan(adapters=(AdapterPlan("b", {"path": "/b"}), AdapterPlan("a", {"path": "/a"}, 0.5)))
     [application] = serve_config(plan)["applications"]
     arguments = Arguments.model_validate(application["args"])
-    assert arguments.model.kind == "builtin"
-    assert arguments.engine == {"enable-lora": True, "max-model-len": 512}
+    assert arguments.model.reference == "microsoft/Phi-3-mini-4k-instruct"
+    assert arguments.engine == {"dtype": "bfloat16", "enable-lora": True, "max-model-len": 4096}
     config = UserConfig.model_validate(deployment(plan)["user_config"])
     assert [adapter.name for adapter in config.adapters] == ["a", "b"]
-    assert config.max_queued_requests == 32
+    assert config.max_queued_requests == 256
 
 
 def test_the_order_of_the_plan_does_not_show() -> None:
-    one = a_plan(engine={"b": 1, "a": 2}, adapters=(AdapterPlan("x", {"b": 1, "a": 2}), AdapterPlan("y", {})))
-    two = a_plan(engine={"a": 2, "b": 1}, adapters=(AdapterPlan("y", {}), AdapterPlan("x", {"a": 2, "b": 1})))
+    one = a_serve_plan(engine={"b": 1, "a": 2}, adapters=(AdapterPlan("x", {"b": 1, "a": 2}), AdapterPlan("y", {})))
+    two = a_serve_plan(engine={"a": 2, "b": 1}, adapters=(AdapterPlan("y", {}), AdapterPlan("x", {"a": 2, "b": 1})))
     assert json.dumps(serve_config(one)) == json.dumps(serve_config(two))
 
 
 def test_adapters_change_nothing_but_user_config() -> None:
-    without = serve_config(a_plan())
-    with_one = serve_config(a_plan(adapters=(AdapterPlan("legal", {"path": "/x"}),)))
+    without = serve_config(a_serve_plan())
+    with_one = serve_config(a_serve_plan(adapters=(AdapterPlan("legal", {"path": "/x"}),)))
     for config in (without, with_one):
         del config["applications"][0]["deployments"][0]["user_config"]
     assert without == with_one
 
 
 def test_fixed_replicas_or_autoscaling_never_both() -> None:
-    assert deployment(a_plan())["num_replicas"] == 2
-    scaled = deployment(a_plan(autoscaling=Autoscaling(1, 4, 16)))
+    assert deployment(a_serve_plan(replicas=2))["num_replicas"] == 2
+    scaled = deployment(a_serve_plan(autoscaling=Autoscaling(1, 4, 16)))
     assert "num_replicas" not in scaled
     assert scaled["autoscaling_config"] == {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 16}
 
 
 def test_bundles_only_across_nodes() -> None:
-    assert "placement_group_bundles" not in deployment(a_plan())
+    assert "placement_group_bundles" not in deployment(a_serve_plan())
     bundles = ({"GPU": 1.0, "CPU": 1.0}, {"GPU": 1.0})
-    options = deployment(a_plan(placement=Placement("ray", 1, 0, bundles)))
+    options = deployment(a_serve_plan(placement=Placement("ray", 1, 0, bundles)))
     assert options["placement_group_bundles"] == [{"CPU": 1.0, "GPU": 1.0}, {"GPU": 1.0}]
     assert options["placement_group_strategy"] == "PACK"
 
@@ -95,18 +62,20 @@ def test_keys_are_read_from_the_mount_only_when_asked_for() -> None:
     def folder(plan: ServePlan, **more: Any) -> str | None:
         return Arguments.model_validate(serve_config(plan, **more)["applications"][0]["args"]).api_keys_dir
 
-    assert folder(a_plan()) is None
-    assert folder(a_plan(api_keys_secret="keys")) == API_KEYS_DIR
-    assert folder(a_plan(api_keys_secret="keys"), api_keys_dir="/tmp/keys") == "/tmp/keys"  # noqa: S108
+    assert folder(a_serve_plan()) is None
+    assert folder(a_serve_plan(api_keys_secret="keys")) == API_KEYS_DIR
+    assert folder(a_serve_plan(api_keys_secret="keys"), api_keys_dir="/tmp/keys") == "/tmp/keys"  # noqa: S108
 
 
 def test_proxy_threads_follow_the_cores() -> None:
-    threads = {cpus: serve_env(a_plan(worker=PodSize(cpus, 8)))["RAY_SERVE_HAPROXY_NBTHREAD"] for cpus in (1, 2, 6, 96)}
+    threads = {
+        cpus: serve_env(a_serve_plan(worker=PodSize(cpus, 8)))["RAY_SERVE_HAPROXY_NBTHREAD"] for cpus in (1, 2, 6, 96)
+    }
     assert threads == {1: "1", 2: "1", 6: "3", 96: "4"}
 
 
 def test_environment_is_sorted_text() -> None:
-    for env in (serve_env(a_plan()), local_env(Path("/tmp/r"), metrics_port=1, stats_port=2, replica_port=3)):  # noqa: S108
+    for env in (serve_env(a_serve_plan()), local_env(Path("/tmp/r"), metrics_port=1, stats_port=2, replica_port=3)):  # noqa: S108
         assert list(env) == sorted(env)
         assert all(isinstance(value, str) for value in env.values())
 
@@ -119,4 +88,4 @@ def test_two_local_runs_share_no_file() -> None:
 
 
 def test_requests_get_time_to_finish() -> None:
-    assert deployment(a_plan())["graceful_shutdown_timeout_s"] == SHUTDOWN_TIMEOUT_S
+    assert deployment(a_serve_plan())["graceful_shutdown_timeout_s"] == SHUTDOWN_TIMEOUT_S

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arguments in; one running copy of the model with its HTTP application out.
+
+serve_apps/chat.py makes a Serve deployment of this class; Serve calls the methods. It knows nothing of Ray, so that
+the whole of it can be tried without.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from serve_apps import engine, legacy_chat
+from serve_apps.adapters import Adapters
+from serve_apps.allow_list import AllowList, QueueLimit
+from serve_apps.api_keys import ApiKeys
+from serve_apps.arguments import Arguments, Model, UserConfig
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+class Replica:
+    """The engine, vLLM's HTTP app over it with our routes added, and the allow-list in front of everything."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments = arguments
+
+    async def __serve_build_asgi_app__(self) -> AllowList:
+        """Start the engine; called once, before the first `reconfigure`."""
+        model = await model_location(self._arguments.model)
+        options = await asyncio.to_thread(engine.namespace, self._arguments, model)
+        self._engine = await engine.start_engine(options)
+        app = await engine.http_app(self._engine, options)
+        self._adapters = Adapters(app.state.openai_serving_models)
+        _add_routes(app, self._adapters)
+        self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)
+        folder = self._arguments.api_keys_dir
+        return AllowList(app, queue=self._queue, keys=ApiKeys(Path(folder)) if folder else None)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Apply what may change while serving; Serve lets no traffic to a new replica before this is done."""
+        config = UserConfig.model_validate(user_config)
+        self._queue.waiting_max = config.max_queued_requests
+        await self._adapters.apply(config.adapters)
+
+    async def check_health(self) -> None:
+        """Raise when the engine is dead, so that Serve replaces this replica."""
+        await self._engine.check_health()
+
+
+async def model_location(model: Model) -> str:
+    """What vLLM's `--model` takes: a hub id or a folder of this machine, made or fetched first where needed."""
+    if model.kind == "builtin":
+        from kaito_ray.tiny_model import model_path
+
+        return str(await asyncio.to_thread(model_path))
+    return model.reference
+
+
+def _add_routes(app: "FastAPI", adapters: Adapters) -> None:
+    legacy_chat.add_route(app)
+
+    async def running() -> dict[str, str]:
+        return {"message": "Server is running"}
+
+    async def loaded() -> list[dict[str, Any]]:
+        return adapters.states()
+
+    app.add_api_route("/", running, methods=["GET"])
+    app.add_api_route("/adapters", loaded, methods=["GET"])
