@@ -5,11 +5,10 @@ The manifest goes through the same planner and becomes the same Serve config as 
 machine, and with it the data type and the resources, differ. Called by cli.py.
 """
 
-import contextlib
 import importlib.util
 import signal
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -37,44 +36,45 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
     _require_packages()
     _require_port(port)
     stages = Stages()
-    with _interrupted_by_sigterm():
-        with stages.stage("manifest", str(file)) as stage:
-            workspace = load_workspace(file, settings)
-            stage.note(f"Workspace {workspace.plan.name} from {file}")
-        for warning in workspace.plan.warnings:
-            stages.say("note", warning)
-        plan = workspace.plan
-        stages.say("plan", f"{plan.model} in {plan.dtype} on this machine, context {plan.max_model_len}")
-        with stages.stage("model") as stage:
-            stage.note(workspace.fetch_model(stage.note))
-        with stages.stage("ray") as stage:
-            ray = _start_ray(workspace)
-            stage.note(f"dashboard {ray.dashboard_url}, its token {ray.token}")
-        healthy = False
-        try:
-            config = _config(workspace, ray, port)
-            with stages.stage("engine") as stage:
-                ray.deploy(config)
-                ray.wait_until_running(stage.note)
-                stage.note(f"{plan.served_model_name} answers on http://127.0.0.1:{port}")
-            healthy = True
-            if once is not None:
-                with stages.stage("answer"):
-                    answer = _ask(port, once, next(iter(workspace.api_keys.values()), None))
-                print(answer)  # the only thing on stdout
-                return
-            stages.say("ask", f'curl http://127.0.0.1:{port}/chat -d \'{{"prompt": "What is Kubernetes?"}}\'')
-            stages.say("ready", f"save {file} to change adapters while it serves; Ctrl-C stops")
-            _follow(file, workspace, ray, port, settings, stages)
-        except KeyboardInterrupt:
-            healthy = True  # the user ended it; there is nothing to look for in the logs
-            stages.say("stop", "interrupted")
-            if once is not None:
-                raise
-        finally:
-            if not healthy:
-                stages.say("logs", f"are kept in {ray.logs}")
-            ray.stop(keep_logs=not healthy)
+    _arm_signals()
+    with stages.stage("manifest", str(file)) as stage:
+        workspace = load_workspace(file, settings)
+        stage.note(f"Workspace {workspace.plan.name} from {file}")
+    for warning in workspace.plan.warnings:
+        stages.say("note", warning)
+    plan = workspace.plan
+    stages.say("plan", f"{plan.model} in {plan.dtype} on this machine, context {plan.max_model_len}")
+    with stages.stage("model") as stage:
+        stage.note(workspace.fetch_model(stage.note))
+    with stages.stage("ray") as stage:
+        ray = _start_ray(workspace)
+        _arm_signals()
+        stage.note(f"dashboard {ray.dashboard_url}, its token {ray.token}")
+    healthy = False
+    try:
+        config = _config(workspace, ray, port)
+        with stages.stage("engine") as stage:
+            ray.deploy(config)
+            ray.wait_until_running(stage.note)
+            stage.note(f"{plan.served_model_name} answers on http://127.0.0.1:{port}")
+        healthy = True
+        if once is not None:
+            with stages.stage("answer"):
+                answer = _ask(port, once, next(iter(workspace.api_keys.values()), None))
+            print(answer)  # the only thing on stdout
+            return
+        stages.say("ask", f'curl http://127.0.0.1:{port}/chat -d \'{{"prompt": "What is Kubernetes?"}}\'')
+        stages.say("ready", f"save {file} to change adapters while it serves; Ctrl-C stops")
+        _follow(file, workspace, ray, port, settings, stages)
+    except KeyboardInterrupt:
+        healthy = True  # the user ended it; there is nothing to look for in the logs
+        stages.say("stop", "interrupted")
+        if once is not None:
+            raise
+    finally:
+        if not healthy:
+            stages.say("logs", f"are kept in {ray.logs}")
+        ray.stop(keep_logs=not healthy)
 
 
 def _config(workspace: LocalWorkspace, ray: "LocalRay", port: int) -> dict[str, Any]:
@@ -207,15 +207,15 @@ def _require_port(port: int) -> None:
             ) from None
 
 
-@contextlib.contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends a run the way Ctrl-C does."""
+def _interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
-    def interrupt(_signum: int, _frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _arm_signals() -> None:
+    """SIGTERM ends a run the way Ctrl-C does, and both do also where a shell started the command in the background.
+
+    Such a shell leaves SIGINT ignored, and Python then raises no KeyboardInterrupt by itself. Called again once Ray
+    has started, because Ray puts a handler of its own in place that prints a stack.
+    """
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)

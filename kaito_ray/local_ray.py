@@ -107,9 +107,14 @@ class LocalRay:
                 _temp_dir=str(self.folder),
                 _node_ip_address="127.0.0.1",
             )
-        except Exception as error:
+        except KeyboardInterrupt:
             self.stop()
-            raise CannotRun(f"Ray did not start on this machine: {_last_line(str(error))}") from error
+            raise
+        except Exception as error:
+            self.stop(keep_logs=True)
+            raise CannotRun(
+                f"Ray did not start on this machine: {_last_line(str(error))}; logs: {self.logs}"
+            ) from error
 
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Apply a Serve config, as KubeRay does with `serveConfigV2`."""
