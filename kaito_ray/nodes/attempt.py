@@ -90,8 +90,9 @@ def _obstacle(
 
 
 def _delay(reason: Reason, failures: int) -> timedelta:
-    if reason is Reason.BOOTSTRAP and failures == 1:
-        return timedelta(0)  # a machine that did not start well once deserves a second try at once
+    # A machine that did not start well once deserves a second try at once; another name costs nothing to try.
+    if (reason is Reason.BOOTSTRAP and failures == 1) or reason is Reason.NAME_TAKEN:
+        return timedelta(0)
     return BACKOFF_LAST if reason in _SLOW or reason is Reason.BOOTSTRAP else backoff(failures)
 
 

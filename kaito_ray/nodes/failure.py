@@ -45,6 +45,8 @@ class Reason(StrEnum):
     UNKNOWN = "ProvisioningFailed"
     TIMED_OUT = "NodesTimedOut"
     """Ours: the pool was made, and its GPUs did not show up by the deadline."""
+    NAME_TAKEN = "AgentPoolNameTaken"
+    """Ours: somebody else has a pool of the name that was computed."""
 
 
 ADVICE: Mapping[Reason, str] = {
@@ -70,6 +72,7 @@ ADVICE: Mapping[Reason, str] = {
     Reason.UNKNOWN: "read Azure's text; it is tried again",
     Reason.TIMED_OUT: "look at the nodes and at the NVIDIA device plugin; if slow nodes are normal here, raise"
     " KAITO_RAY_NODE_TIMEOUT_MINUTES",
+    Reason.NAME_TAKEN: "nothing to do, another name is tried",
 }
 
 

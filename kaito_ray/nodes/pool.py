@@ -30,8 +30,9 @@ _DISK_MAX_GB = 2048
 _RESERVED_LABELS = ("kubernetes.io", "k8s.io", "kubernetes.azure.com")
 _OS_SKUS = {"ubuntu": "Ubuntu", "azurelinux": "AzureLinux"}
 
-BUSY = frozenset({"Creating", "Updating", "Scaling", "Deleting", "Canceling", "Upgrading", "Starting", "Stopping"})
-FAILED = frozenset({"Failed", "Canceled"})
+# Azure's list of states is open; any other than these says that an operation is running.
+_FAILED = frozenset({"Failed", "Canceled"})
+_AT_REST = _FAILED | {"Succeeded"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,12 @@ class Pool:
     @property
     def busy(self) -> bool:
         """Whether an operation on it is running."""
-        return self.state in BUSY
+        return self.state not in _AT_REST
 
     @property
     def failed(self) -> bool:
         """Whether its last operation failed."""
-        return self.state in FAILED
+        return self.state in _FAILED
 
     @property
     def deleting(self) -> bool:

@@ -40,6 +40,7 @@ class Phase(StrEnum):
     READY = "NodesReady"
     LOST = "NodesLost"
     IDLE = "Idle"
+    WAKING = "Waking"
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +234,7 @@ def _while_in_use(view: _View) -> Step:
         text = "no requests for a while, so there are no nodes; the next request brings them back in about 10 minutes"
         return view.step(action, False, Phase.IDLE, text, STEADY_S)
     enough = view.usable >= wanted
+    woken = view.situation.record.wanted == 0
     if pool.busy:
         return _ready(view) if enough else _lost(view, None, Phase.CHANGING)
     if pool.stopped:
@@ -240,7 +242,7 @@ def _while_in_use(view: _View) -> Step:
             None, False, Phase.STOPPED, f"agent pool {pool.name} is stopped; `az aks nodepool start` starts it"
         )
     if pool.count < wanted:
-        return _lost(view, Rescale(pool, wanted), Phase.CHANGING)
+        return _lost(view, Rescale(pool, wanted), Phase.WAKING if woken else Phase.CHANGING)
     if pool.count > wanted and enough:
         return replace(_ready(view), action=RemoveMachines(pool, _spare(view)))
     if enough:

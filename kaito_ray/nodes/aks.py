@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A NodeProvisioner of AKS agent pools: one user pool per Workspace, made, watched, repaired and deleted.
+
+Each pass reads the shared list of pools, asks step.py what follows, and does at most one write. A crash at any point
+loses nothing: the pool is found again by its tags, its name is computed and not drawn, it is created only if there is
+none, and what failed stands in the Workspace's status before the failed pool is deleted.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from kaito_ray import names
+from kaito_ray.errors import KaitoRayError, NotReadyYet, UserError
+from kaito_ray.nodes.arm import Arm, AzureRefused, NameTaken
+from kaito_ray.nodes.attempt import Blocked, choose
+from kaito_ray.nodes.block import Block, Offer, block_after
+from kaito_ray.nodes.candidate import candidates_of, spot_of, wanted_sizes
+from kaito_ray.nodes.failure import ADVICE, Reason
+from kaito_ray.nodes.idle import is_idle
+from kaito_ray.nodes.node import Node, NodeLister
+from kaito_ray.nodes.pool import Pool, network_of, pool_name, render_pool
+from kaito_ray.nodes.provisioner import NodesObserved, Notice
+from kaito_ray.nodes.quota import quota_blocks, without_lifted
+from kaito_ray.nodes.record import Attempt, PoolRecord, parse_record
+from kaito_ray.nodes.step import (
+    SOON_S,
+    STEADY_S,
+    Choose,
+    Phase,
+    Remove,
+    RemoveMachines,
+    Rescale,
+    Situation,
+    Step,
+    next_step,
+)
+from kaito_ray.plan import Plan
+from kaito_ray.settings import Settings
+from kaito_ray.sku import Sizes
+from kaito_ray.workspace import Workspace
+
+# What Azure says about a moment, not about what was asked for.
+_NOT_AN_ATTEMPT = frozenset(
+    {Reason.IN_PROGRESS, Reason.PREEMPTED, Reason.THROTTLED, Reason.TRANSIENT, Reason.AUTH, Reason.NOT_FOUND}
+)
+# A pool younger than this may belong to a Workspace that the list of Workspaces does not show yet.
+ORPHAN_AGE = timedelta(minutes=2)
+_JITTER_S = 10
+
+Planner = Callable[[Workspace, str], Plan]
+"""A Workspace and the name of a size in, its plan on that size out; raises a UserError when it cannot run there."""
+
+
+class AksNodes:
+    """Agent pools of one AKS cluster; `clock` is for release, which is called without the time."""
+
+    def __init__(
+        self,
+        arm: Arm,
+        nodes: NodeLister,
+        sizes: Sizes,
+        planner: Planner,
+        settings: Settings,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._arm = arm
+        self._nodes = nodes
+        self._sizes = sizes
+        self._planner = planner
+        self._settings = settings
+        self._clock = clock
+        self._zones = tuple(zone for zone in settings.zones if zone != "none")
+        self._timeout = timedelta(minutes=settings.node_timeout_minutes)
+        self._blocks: list[Block] = []
+        # Failures that this process saw and that the status, read from a cache, may not show yet.
+        self._seen: dict[str, tuple[Attempt, ...]] = {}
+
+    async def ensure(self, plan: Plan, workspace: Workspace, now: datetime) -> NodesObserved:
+        """Bring the agent pool of the plan one step closer; see NodeProvisioner."""
+        record = parse_record(workspace.status.get("nodePool"))
+        wanted = 0 if is_idle(workspace, record.ready_at, now) else plan.nodes
+        try:
+            pools = await self._arm.pools()
+        except AzureRefused as refused:
+            return self._without_azure(plan, record, wanted, refused)
+        step = next_step(
+            Situation(
+                plan=plan,
+                wanted=wanted,
+                record=record,
+                pools=[pool for pool in pools if pool.uid == _uid(workspace)],
+                nodes=self._nodes_of,
+                now=now,
+                timeout=self._timeout,
+            )
+        )
+        self._learn(workspace, step.record, now)
+        if step.reason == Phase.READY:
+            self._seen.pop(_uid(workspace), None)
+        try:
+            return self._priced(await self._take(step, plan, workspace, pools, now), plan, workspace)
+        except NotReadyYet as refused:
+            return self._priced(_held_up(step, refused), plan, workspace)
+
+    async def release(self, workspace: Workspace) -> bool:
+        """Delete every pool of the Workspace; True when Azure has none left. See NodeProvisioner."""
+        uid = _uid(workspace)
+        mine = [pool for pool in await self._arm.pools() if pool.uid == uid]
+        for pool in mine:
+            if not pool.deleting:
+                await self._arm.delete(pool)
+        if mine:
+            return False
+        # A creation that was under way when the operator died shows under its own name before it shows in a list.
+        record = parse_record(workspace.status.get("nodePool"))
+        last = await self._arm.get(record.name or pool_name(uid, record.attempt + 1))
+        if last is not None and last.uid == uid:
+            return False
+        self._seen.pop(uid, None)
+        return True
+
+    async def collect(self, uids: Collection[str], now: datetime) -> tuple[str, ...]:
+        """Delete pools whose Workspace is gone; `uids` are those of all Workspaces, read just now. Returns names.
+
+        Pools of namespaces that this operator does not watch are another operator's.
+        """
+        gone = [
+            pool
+            for pool in await self._arm.pools()
+            if pool.uid
+            and pool.uid not in uids
+            and not pool.deleting
+            and (not self._settings.namespaces or pool.namespace in self._settings.namespaces)
+            and now - (pool.created_at or now - ORPHAN_AGE) >= ORPHAN_AGE
+        ]
+        deleted = []
+        for pool in gone:
+            try:
+                await self._arm.delete(pool)
+            except NotReadyYet:
+                continue  # the next round finds it again
+            deleted.append(pool.name)
+        return tuple(deleted)
+
+    async def _take(self, step: Step, plan: Plan, workspace: Workspace, pools: Iterable[Pool], now: datetime) -> Step:
+        match step.action:
+            case None:
+                return step
+            case Choose():
+                return await self._create(step, plan, workspace, pools, now)
+            case Rescale(pool, count):
+                self._require_budget(pools, count - pool.count, pool.candidate.instance_type)
+                await self._arm.rescale(pool, count)
+                return replace(step, record=replace(step.record, state="Scaling"))
+            case RemoveMachines(pool, machines):
+                await self._arm.remove_machines(pool, machines)
+                return step
+            case Remove(pool):
+                await self._arm.delete(pool)
+                notice = Notice("Normal", "AgentPoolDeleted", f"agent pool {pool.name} is deleted: {step.reason}")
+                return replace(step, notices=(*step.notices, notice))
+
+    async def _create(self, step: Step, plan: Plan, workspace: Workspace, pools: Iterable[Pool], now: datetime) -> Step:
+        offers, refused = self._offers(plan, workspace)
+        attempts = self._attempts(workspace, step.record)
+        blocks: list[Block] = [block for block in self._blocks if block.until > now]
+        if (usages := await self._arm.usages()) is not None:
+            blocks = [*without_lifted(blocks, offers, usages), *quota_blocks(offers, usages)]
+        choice = choose(offers, attempts, blocks, now, self._settings.node_timeout_policy)
+        if isinstance(choice, Blocked):
+            message = "; ".join([choice.message, *refused])
+            requeue_s = max(SOON_S, (choice.until - now).total_seconds()) if choice.until else STEADY_S * 60
+            record = replace(step.record, next_attempt_at=choice.until, message=message)
+            return replace(
+                step,
+                record=record,
+                reason=str(choice.reason),
+                message=message,
+                # A quota that is raised, or a size that is added, should not wait for an hour.
+                requeue_after_s=min(requeue_s, STEADY_S),
+            )
+        candidate = choice.candidate
+        number = max([step.record.attempt, *(attempt.number for attempt in attempts)]) + 1
+        record = replace(step.record, candidate=candidate, next_attempt_at=None)
+        if candidate.instance_type.lower() != plan.instance_type.lower():
+            # What runs must be planned for the size it runs on, so the size is decided first and asked for then.
+            text = f"{candidate} is tried next, so the model is planned for that size"
+            return replace(step, record=replace(record, message=text), reason=str(Phase.PLANNED), message=text)
+        self._require_budget(pools, plan.nodes, candidate.instance_type)
+        name = pool_name(_uid(workspace), number)
+        body = render_pool(
+            plan,
+            candidate,
+            plan.nodes,
+            number,
+            now,
+            image_family=workspace.metadata.annotations.get(names.ANNOTATION_NODE_IMAGE_FAMILY, ""),
+            network=network_of(pools),
+        )
+        try:
+            pool = await self._arm.create(name, body, _uid(workspace))
+        except NameTaken as error:
+            return self._refused(
+                step, workspace, record, Attempt(number, candidate, plan.nodes, Reason.NAME_TAKEN, str(error), now)
+            )
+        except AzureRefused as error:
+            if error.failure.reason in _NOT_AN_ATTEMPT:
+                raise
+            failure = error.failure
+            attempt = Attempt(number, candidate, plan.nodes, failure.reason, failure.sentence, now)
+            return self._refused(step, workspace, record, attempt)
+        what = f"agent pool {name} ({plan.nodes} x {candidate})"
+        return replace(
+            step,
+            record=replace(
+                record,
+                name=name,
+                attempt=pool.attempt or number,
+                state=pool.state,
+                wanted=plan.nodes,
+                created_at=pool.created_at or now,
+                message=f"{what} is asked for",
+            ),
+            reason=str(Phase.CREATING),
+            message=f"{what} is asked for; 4 to 8 minutes are usual",
+            notices=(Notice("Normal", "AgentPoolRequested", f"{what} is asked for"),),
+        )
+
+    def _refused(self, step: Step, workspace: Workspace, record: PoolRecord, attempt: Attempt) -> Step:
+        """An attempt that Azure refused at once; the next pass tries what follows it."""
+        record = record.with_attempt(attempt)
+        self._learn(workspace, record, attempt.at)
+        text = f"{attempt.candidate}: {attempt.message}; what to do: {ADVICE[attempt.reason]}"
+        return replace(
+            step,
+            record=replace(record, message=text),
+            reason=str(attempt.reason),
+            message=text,
+            notices=(Notice("Warning", str(attempt.reason), f"{attempt.candidate}: {attempt.message}"),),
+        )
+
+    def _offers(self, plan: Plan, workspace: Workspace) -> tuple[list[Offer], list[str]]:
+        """What can be asked for in the order of preference, and a sentence for each size that cannot."""
+        offers: list[Offer] = []
+        refused: list[str] = []
+        plans: dict[str, int] = {plan.instance_type.lower(): plan.nodes}
+        sizes = []
+        for size in wanted_sizes(workspace, plan.instance_type):
+            try:
+                sku = self._sizes.get(size)
+                if sku.name.lower() not in plans:
+                    plans[sku.name.lower()] = self._planner(workspace, sku.name).nodes
+                sizes.append(sku.name)
+            except UserError as error:
+                refused.append(f"{size}: {error}")
+        for candidate in candidates_of(sizes or [plan.instance_type], spot_of(workspace), self._zones):
+            sku = self._sizes.get(candidate.instance_type)
+            offers.append(Offer(candidate, sku, plans[candidate.instance_type.lower()]))
+        return offers, refused
+
+    def _attempts(self, workspace: Workspace, record: PoolRecord) -> tuple[Attempt, ...]:
+        known = {attempt.number: attempt for attempt in self._seen.get(_uid(workspace), ())}
+        known |= {attempt.number: attempt for attempt in record.attempts}
+        return tuple(known[number] for number in sorted(known))
+
+    def _learn(self, workspace: Workspace, record: PoolRecord, now: datetime) -> None:
+        """Take up the failures of a Workspace, those of before a restart too, for all Workspaces."""
+        attempts = self._attempts(workspace, record)
+        if attempts:
+            self._seen[_uid(workspace)] = attempts
+        found = [block for attempt in attempts if (block := self._block(attempt)) and block.until > now]
+        self._blocks = [*{block for block in (*self._blocks, *found) if block.until > now}]
+
+    def _block(self, attempt: Attempt) -> Block | None:
+        try:
+            return block_after(attempt, self._sizes.get(attempt.candidate.instance_type))
+        except KaitoRayError:
+            return None  # a size that an older release knew
+
+    def _nodes_of(self, pool: str) -> list[Node]:
+        return list(self._nodes({names.LABEL_AGENT_POOL: pool}))
+
+    def _require_budget(self, pools: Iterable[Pool], more: int, size: str) -> None:
+        """Refuse growth beyond the caps on all our pools together."""
+        if more <= 0:
+            return
+        ours = [pool for pool in pools if pool.uid]
+        count = sum(pool.count for pool in ours)
+        limit = self._settings.max_total_nodes
+        if limit is not None and count + more > limit:
+            text = f"{count} GPU nodes exist and {more} more would pass the cap of {limit} (KAITO_RAY_MAX_TOTAL_NODES)"
+            raise NotReadyYet(text, reason="NodeCapReached", delay_s=STEADY_S)
+        cap = self._settings.max_total_hourly_usd
+        if cap is not None:
+            spent = sum(self._price(pool.candidate.instance_type) * pool.count for pool in ours)
+            price = self._price(size) * more
+            if spent + price > cap:
+                text = (
+                    f"agent pools cost ${spent:.2f} an hour and ${price:.2f} more would pass the cap of ${cap:.2f}"
+                    " (KAITO_RAY_MAX_TOTAL_HOURLY_USD)"
+                )
+                raise NotReadyYet(text, reason="CostCapReached", delay_s=STEADY_S)
+
+    def _price(self, size: str) -> float:
+        try:
+            return self._sizes.get(size).usd_per_hour or 0.0
+        except UserError:
+            return 0.0
+
+    def _priced(self, step: Step, plan: Plan, workspace: Workspace) -> NodesObserved:
+        """The step as the caller sees it, with the price, and passes spread so that not all come at once."""
+        record = step.record
+        size = record.candidate.instance_type if record.candidate else plan.instance_type
+        price = round(self._price(size) * step.record.wanted, 3) if record.name else None
+        spread_s = hashlib.sha256(_uid(workspace).encode()).digest()[0] % _JITTER_S
+        return NodesObserved(
+            ready=step.ready,
+            nodes=step.nodes,
+            reason=step.reason,
+            message=step.message,
+            requeue_after_s=step.requeue_after_s + (spread_s if step.requeue_after_s > SOON_S else 0),
+            node_pool=replace(record, hourly_usd=price).render(),
+            notices=step.notices,
+        )
+
+    def _without_azure(self, plan: Plan, record: PoolRecord, wanted: int, refused: AzureRefused) -> NodesObserved:
+        """While Azure does not answer, nodes that are there stay good."""
+        nodes = self._nodes_of(record.name) if record.name else []
+        size = record.candidate.instance_type if record.candidate else plan.instance_type
+        usable = [
+            node for node in nodes if not node.what_is_missing(plan.gpus_per_node, plan.worker.gpu_resource, size)
+        ]
+        ready = record.ready_at is not None and len(usable) >= wanted > 0
+        message = f"{len(usable)} of {wanted} nodes are ready; {refused}"
+        return NodesObserved(
+            ready=ready,
+            nodes=tuple(node.name for node in nodes),
+            reason=str(Phase.READY) if ready else refused.reason,
+            message=message,
+            requeue_after_s=refused.delay_s,
+            node_pool=replace(record, ready=len(usable), message=message).render(),
+        )
+
+
+def _held_up(step: Step, refused: NotReadyYet) -> Step:
+    """The step whose write could not be done now; a Workspace that is ready stays ready."""
+    message = f"{step.message}; {refused}" if step.ready else str(refused)
+    return replace(
+        step,
+        record=replace(step.record, message=message),
+        reason=step.reason if step.ready else refused.reason,
+        message=message,
+        requeue_after_s=refused.delay_s,
+    )
+
+
+def _uid(workspace: Workspace) -> str:
+    if not workspace.metadata.uid:
+        raise ValueError(f"Workspace {workspace.metadata.name} has no UID, so its agent pool could not be found again")
+    return workspace.metadata.uid
