@@ -9,10 +9,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from cluster import discovery, failure
+from cluster import discovery, failure, openapi
 from cluster.accept import Form, accepted_form
+from cluster.access import Access, impersonated, user_of
 from cluster.addresses import Addresses
-from cluster.call import ADMIN, ADMIN_GROUPS, Call, now
+from cluster.admission import Webhooks
+from cluster.call import Call
 from cluster.conversion import from_storage
 from cluster.decoding import parse_body
 from cluster.definition import Definitions
@@ -20,13 +22,18 @@ from cluster.deletion import Deletion
 from cluster.exchange import Request, Response
 from cluster.failure import Failure
 from cluster.faults import Faults
+from cluster.garbage import Garbage
 from cluster.listing import Listing, Page
 from cluster.patch import APPLY_PATCH, JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH
+from cluster.protobuf import is_protobuf, parse_protobuf
 from cluster.request_log import Record, RequestLog
 from cluster.resource import Object, Registry
-from cluster.store import Entry, Store
+from cluster.review import REVIEWS, answered
+from cluster.store import Entry, Store, dump
+from cluster.subresource import HANDLED, Subresources
+from cluster.table import partial, table
 from cluster.target import NoSuchPath, Target, parse_target
-from cluster.verbs import Admission, Verbs
+from cluster.verbs import Verbs
 from cluster.watching import Watching
 
 _PATCHES = (JSON_PATCH, MERGE_PATCH, STRATEGIC_MERGE_PATCH, APPLY_PATCH)
@@ -35,31 +42,23 @@ _TRUE = ("true", "1")
 _RETURNED_WHEN_DELETED = {"pods", "services", "persistentvolumeclaims", "persistentvolumes", "serviceaccounts"}
 
 
-class NoAdmission:
-    """No webhooks."""
-
-    async def mutate(self, call: Call, obj: Object | None, old: Object | None) -> Object | None:
-        """Nothing is changed."""
-        del call, old
-        return obj
-
-    async def validate(self, call: Call, obj: Object | None, old: Object | None) -> None:
-        """Nothing is refused."""
-
-
 class Api:
     """A whole API server, short of the socket."""
 
-    def __init__(self, registry: Registry, *, bookmark_s: float = 10.0, crd_delay_s: float = 0.02) -> None:
+    def __init__(self, registry: Registry, token: str, *, bookmark_s: float = 10.0, crd_delay_s: float = 0.02) -> None:
         self.registry = registry
+        self._token = token
         self.store = Store()
         self.addresses = Addresses()
-        self.admission: Admission = NoAdmission()
+        self.admission = Webhooks(self.store, registry)
         self.verbs = Verbs(self.store, registry, self.addresses, self.admission)
         self.deletion = Deletion(self.store, self.admission)
         self.listing = Listing(self.store)
         self.watching = Watching(self.store, bookmark_s)
+        self.garbage = Garbage(self.store, registry, self.deletion)
         self.definitions = Definitions(self.store, registry, crd_delay_s)
+        self.access = Access(self.store)
+        self.subresources = Subresources(self.store, self.verbs, self.deletion)
         self.faults = Faults()
         self.requests = RequestLog()
 
@@ -86,11 +85,18 @@ class Api:
             return Response.text("ok")
         if path == "/version":
             return Response.json(discovery.VERSION)
-        form = accepted_form(request.headers.get("accept", ""))
-        if not path.startswith(("/api/", "/apis/")) or path.count("/") <= (2 if path.startswith("/api/") else 3):
+        user = impersonated(user_of(request.headers.get("authorization", ""), self._token), request.headers)
+        target = None
+        if path.startswith(("/api/", "/apis/")) and path.count("/") > (2 if path.startswith("/api/") else 3):
+            target = parse_target(self.registry, path)
+        if target is not None and target.subresource in ("proxy", "log"):
+            form = Form()
+        else:
+            form = accepted_form(request.headers.get("accept", ""))
+        if target is None:
             return self._discover(path, form)
-        target = parse_target(self.registry, path)
         call = self._call(request, target)
+        call.user, call.groups = user
         record.verb = "apply" if _content_type(request) == APPLY_PATCH and call.verb == "patch" else call.verb
         record.resource, record.subresource = call.resource.qualified, call.subresource
         record.namespace, record.name = call.namespace, call.name
@@ -99,6 +105,14 @@ class Api:
         await self.faults.meet(record)
         if call.verb not in call.resource.verbs and not call.subresource:
             raise failure.method_not_allowed(call.resource, call.verb)
+        self.access.check(call)
+        if call.resource.kind in REVIEWS:
+            return Response.json(answered(self.access, call, _body(request), self._token), 201)
+        if call.subresource in HANDLED:
+            body = _body(request) if request.body and call.subresource != "proxy" else None
+            return await self.subresources.answer(request, call, target.rest, body)
+        if record.verb == "apply" and self.store.get(call.resource.table, call.namespace, call.name) is None:
+            self.access.check(call, "create")
         response = await self._dispatch(request, call, form)
         response.headers += [("Warning", f'299 - "{_quoted(text)}"') for text in call.warnings]
         return response
@@ -122,12 +136,11 @@ class Api:
             name=target.name,
             subresource=target.subresource,
             user_agent=request.headers.get("user-agent", ""),
-            user=ADMIN,
-            groups=ADMIN_GROUPS,
             field_manager=query.get("fieldManager", ""),
             field_validation=query.get("fieldValidation") or "Warn",
             dry_run=query.get("dryRun") == "All",
             force=query.get("force", "").lower() in _TRUE,
+            options={"includeObject": query.get("includeObject", "Metadata")},
         )
 
     def _discover(self, path: str, form: Form) -> Response:
@@ -147,6 +160,10 @@ class Api:
             document = discovery.group(self.registry, parts[1])
         elif parts[0] == "apis" and len(parts) == 3:
             document = discovery.resource_list(self.registry, parts[1], parts[2])
+        elif parts[:2] == ["openapi", "v3"] and len(parts) == 2:
+            document = openapi.index(self.registry)
+        elif parts[:2] == ["openapi", "v3"] and len(parts) > 3:
+            document = openapi.document(self.registry, parts[3] if parts[2] == "apis" else "", parts[-1])
         else:
             document = None
         if document is None:
@@ -204,27 +221,56 @@ class Api:
         return self._list(call, page, form)
 
     def _object(self, call: Call, entry: Entry, form: Form, code: int = 200) -> Response:
-        del form
-        return Response(code, entry.bytes(call.resource.api_version, from_storage))
+        version = call.resource.api_version
+        if not form.kind:
+            return Response(code, entry.bytes(version, from_storage))
+        obj = from_storage(entry.object, version)
+        if form.kind == "Table":
+            metadata = {"resourceVersion": obj["metadata"].get("resourceVersion", "")}
+            return _formed(table(call.resource, [obj], metadata, call.options.get("includeObject", "")), form, code)
+        return _formed(partial(obj), form, code)
 
     def _list(self, call: Call, page: Page, form: Form) -> Response:
-        del form
         metadata: dict[str, Any] = {"resourceVersion": str(page.revision)}
         if page.token:
             metadata["continue"] = page.token
             if page.remaining is not None:
                 metadata["remainingItemCount"] = page.remaining
-        from cluster.store import dump
-
         version = call.resource.api_version
-        items = b",".join(entry.bytes(version, from_storage) for entry in page.entries)
-        head = dump({"kind": f"{call.resource.kind}List", "apiVersion": version, "metadata": metadata})
-        return Response(200, head[:-1] + b',"items":[' + items + b"]}")
+        if not form.kind:
+            items = b",".join(entry.bytes(version, from_storage) for entry in page.entries)
+            head = dump({"kind": f"{call.resource.kind}List", "apiVersion": version, "metadata": metadata})
+            return Response(200, head[:-1] + b',"items":[' + items + b"]}")
+        objects = [from_storage(entry.object, version) for entry in page.entries]
+        if form.kind == "Table":
+            return _formed(table(call.resource, objects, metadata, call.options.get("includeObject", "")), form)
+        partials = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                    "items": [partial(obj) for obj in objects]}  # fmt: skip
+        return _formed(partials, form)
 
     def _watch(self, call: Call, query: dict[str, str], form: Form) -> AsyncIterator[bytes]:
-        del form
         version = call.resource.api_version
-        return self.watching.stream(call, query, lambda entry: entry.bytes(version, from_storage))
+        if not form.kind:
+            return self.watching.stream(call, query, lambda entry: entry.bytes(version, from_storage))
+        heads = True
+
+        def render(entry: Entry) -> bytes:
+            nonlocal heads
+            obj = from_storage(entry.object, version)
+            if form.kind != "Table":
+                return dump(partial(obj))
+            metadata = {"resourceVersion": obj["metadata"]["resourceVersion"]}
+            shown = table(call.resource, [obj], metadata, call.options.get("includeObject", ""), heads=heads)
+            heads = False
+            return dump(shown)
+
+        return self.watching.stream(call, query, render)
+
+
+def _formed(document: Object, form: Form, code: int = 200) -> Response:
+    if form.version != "v1":
+        document = {**document, "apiVersion": f"meta.k8s.io/{form.version}"}
+    return Response.json(document, code)
 
 
 def _content_type(request: Request) -> str:
@@ -232,11 +278,11 @@ def _content_type(request: Request) -> str:
 
 
 def _body(request: Request) -> Any:
-    return parse_body(request.body)
+    return parse_protobuf(request.body) if is_protobuf(request.body) else parse_body(request.body)
 
 
 def _delete_options(request: Request) -> dict[str, Any]:
-    options = parse_body(request.body) if request.body else {}
+    options = _body(request) if request.body else {}
     for key in ("propagationPolicy", "gracePeriodSeconds", "orphanDependents"):
         if key in request.query and isinstance(options, dict):
             value = request.query[key]
@@ -246,6 +292,3 @@ def _delete_options(request: Request) -> dict[str, Any]:
 
 def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
-
-
-__all__ = ["Api", "now"]

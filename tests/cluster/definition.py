@@ -83,7 +83,7 @@ class Definitions:
                 self._start(self._establish(obj["metadata"]["name"]))
             elif _established(obj) and (not change.previous or change.previous.object["spec"] != obj["spec"]):
                 self._serve(obj)
-        elif change.type == "DELETED" and table in self._store.table(TABLE).entries:
+        elif change.type == "DELETED" and ("", table) in self._store.table(TABLE).entries:
             self._start(self._clean_up(table))
 
     def _start(self, work: Any) -> None:
@@ -107,7 +107,7 @@ class Definitions:
         spec = obj["spec"]
         taken = self._taken(spec)
         conditions = [
-            _condition("NamesAccepted", not taken, taken or "NoConflicts", taken and "" or "no conflicts found"),
+            _condition("NamesAccepted", not taken, taken or "NoConflicts", "" if taken else "no conflicts found"),
             _condition("Established", not taken, "NotAccepted" if taken else "InitialNamesAccepted",
                        "not all names are accepted" if taken else "the initial names have been accepted"),
         ]  # fmt: skip

@@ -34,7 +34,9 @@ class Deletion:
             if entry is None:
                 raise failure.not_found(resource, call.name)
             _check_preconditions(call, entry.object, options.get("preconditions") or {})
-            await self._admission.validate(call, None, from_storage(entry.object, resource.api_version))
+            old = from_storage(entry.object, resource.api_version)
+            await self._admission.mutate(call, None, old)
+            await self._admission.validate(call, None, old)
             if self._store.get(resource.table, call.namespace, call.name) is entry:
                 return self._delete(call, entry, options)
         raise failure.conflict(resource, call.name)

@@ -80,7 +80,7 @@ class TestCluster:
         registry = Registry()
         for resource in builtin_resources():
             registry.add(resource)
-        self.api = Api(registry, bookmark_s=self._bookmark_s, crd_delay_s=self._crd_delay_s)
+        self.api = Api(registry, TOKEN, bookmark_s=self._bookmark_s, crd_delay_s=self._crd_delay_s)
         for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             await self.api.verbs.create(_admin_call(self.api, "namespaces"), {"metadata": {"name": name}})
         self._listener = Listener(self.api, self._port)
@@ -89,6 +89,7 @@ class TestCluster:
 
     async def _stop(self) -> None:
         await self._listener.stop()
+        await self.api.admission.caller.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
             task.cancel()
 
