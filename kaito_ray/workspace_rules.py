@@ -13,6 +13,7 @@ from typing import Any
 from kaito_ray import names
 from kaito_ray.document import Document, Path, items, mapping, number, shown, text
 from kaito_ray.errors import Problem
+from kaito_ray.nodes.moment import parse_duration
 from kaito_ray.source_rules import (
     image_problems,
     is_dns_label,
@@ -46,7 +47,7 @@ _ANNOTATION_VALUES: Mapping[str, tuple[str, ...]] = {
     names.ANNOTATION_LOCAL_WEIGHTS: ("true", "false"),
     names.ANNOTATION_RUNTIME: ("vllm", "transformers"),
     names.ANNOTATION_AFTER_TUNING: ("serve", "release"),
-    names.ANNOTATION_SPOT: ("true", "false"),
+    names.ANNOTATION_SPOT: ("prefer", "require", "never"),
 }
 
 
@@ -88,6 +89,12 @@ def _metadata(metadata: Document) -> Iterator[Problem]:
         value = annotations.get(key)
         if isinstance(value, str) and _annotation_value(key, value) not in allowed:
             yield Problem(("metadata", "annotations", key), f"must be one of {', '.join(allowed)}, got {shown(value)}")
+    idle = annotations.get(names.ANNOTATION_IDLE_AFTER)
+    if isinstance(idle, str) and parse_duration(idle) is None:
+        yield Problem(
+            ("metadata", "annotations", names.ANNOTATION_IDLE_AFTER),
+            f"must be a duration such as 30m or 1h30m, got {shown(idle)}",
+        )
     yield from name_problems(
         annotations.get(names.ANNOTATION_API_KEYS), ("metadata", "annotations", names.ANNOTATION_API_KEYS)
     )

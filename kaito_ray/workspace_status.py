@@ -83,6 +83,22 @@ class OutputStatus(_Part):
     )
 
 
+_Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+
+
+class NodeAttempt(_Part):
+    """An agent pool that failed, or that was refused."""
+
+    number: int = Field(description="Which attempt it was, counting from 1.")
+    instance_type: str = Field("", description="The size that was asked for.")
+    priority: str = Field("", description="Regular or Spot.")
+    zone: str = Field("", description="The availability zone that was asked for; empty is any.")
+    nodes: int = Field(0, description="How many nodes were asked for.")
+    reason: str = Field("", description="Why it failed, in one CamelCase word.")
+    message: str = Field("", description="What the cloud said.")
+    time: _Moment | None = Field(None, description="When it failed.")
+
+
 class NodePoolStatus(_Part):
     """The nodes that were made for the Workspace."""
 
@@ -94,6 +110,15 @@ class NodePoolStatus(_Part):
     wanted: int | None = Field(None, description="Nodes asked for.")
     hourly_usd: float | None = Field(None, description="List price of all nodes in US dollars per hour.")
     message: str = Field("", description="What the cloud said last.")
+    priority: str = Field("", description="Regular or Spot.")
+    zone: str = Field("", description="The availability zone that was asked for; empty is any.")
+    attempt: int | None = Field(None, description="Number of the newest attempt to get nodes.")
+    created_at: _Moment | None = Field(None, description="When the pool was asked for.")
+    ready_at: _Moment | None = Field(None, description="When all its nodes last became ready.")
+    lost_at: _Moment | None = Field(None, description="Since when nodes are missing that were ready before.")
+    repaired_at: _Moment | None = Field(None, description="When missing nodes were last asked for again.")
+    next_attempt_at: _Moment | None = Field(None, description="When the next attempt is made; nothing can be had now.")
+    attempts: tuple[NodeAttempt, ...] = Field((), description="The attempts that failed since nodes were last ready.")
 
 
 class TimelineEntry(_Part):

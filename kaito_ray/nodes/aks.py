@@ -7,7 +7,7 @@ none, and what failed stands in the Workspace's status before the failed pool is
 """
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
@@ -49,7 +49,7 @@ _NOT_AN_ATTEMPT = frozenset(
 ORPHAN_AGE = timedelta(minutes=2)
 _JITTER_S = 10
 
-Planner = Callable[[Workspace, str], Plan]
+Planner = Callable[[Workspace, str], Awaitable[Plan]]
 """A Workspace and the name of a size in, its plan on that size out; raises a UserError when it cannot run there."""
 
 
@@ -163,7 +163,7 @@ class AksNodes:
                 return replace(step, notices=(*step.notices, notice))
 
     async def _create(self, step: Step, plan: Plan, workspace: Workspace, pools: Iterable[Pool], now: datetime) -> Step:
-        offers, refused = self._offers(plan, workspace)
+        offers, refused = await self._offers(plan, workspace)
         attempts = self._attempts(workspace, step.record)
         blocks: list[Block] = [block for block in self._blocks if block.until > now]
         if (usages := await self._arm.usages()) is not None:
@@ -241,7 +241,7 @@ class AksNodes:
             notices=(Notice("Warning", str(attempt.reason), f"{attempt.candidate}: {attempt.message}"),),
         )
 
-    def _offers(self, plan: Plan, workspace: Workspace) -> tuple[list[Offer], list[str]]:
+    async def _offers(self, plan: Plan, workspace: Workspace) -> tuple[list[Offer], list[str]]:
         """What can be asked for in the order of preference, and a sentence for each size that cannot."""
         offers: list[Offer] = []
         refused: list[str] = []
@@ -251,7 +251,7 @@ class AksNodes:
             try:
                 sku = self._sizes.get(size)
                 if sku.name.lower() not in plans:
-                    plans[sku.name.lower()] = self._planner(workspace, sku.name).nodes
+                    plans[sku.name.lower()] = (await self._planner(workspace, sku.name)).nodes
                 sizes.append(sku.name)
             except UserError as error:
                 refused.append(f"{size}: {error}")

@@ -6,16 +6,14 @@ metric rule, a person) writes the time of the newest request as `kaito-ray.io/la
 nodes back. Without that second annotation nothing is ever scaled down.
 """
 
-import re
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.nodes.moment import parse_moment
+from kaito_ray.nodes.moment import parse_duration, parse_moment
 from kaito_ray.workspace import Workspace
 
 # Below this the nodes would be gone again before the first of them has started.
 SHORTEST = timedelta(minutes=15)
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def is_idle(workspace: Workspace, ready_at: datetime | None, now: datetime) -> bool:
@@ -26,12 +24,3 @@ def is_idle(workspace: Workspace, ready_at: datetime | None, now: datetime) -> b
     if after is None or last is None or ready_at is None:
         return False
     return now - max(last, ready_at) >= max(after, SHORTEST)
-
-
-def parse_duration(text: str) -> timedelta | None:
-    """`1h30m`, `30m`, `90s`; None for anything else."""
-    match = _DURATION.fullmatch(text.strip())
-    if not match or not any(match.groups()):
-        return None
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    return timedelta(hours=hours, minutes=minutes, seconds=seconds)

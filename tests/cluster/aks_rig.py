@@ -32,6 +32,7 @@ from kaito_ray.plan import Plan
 from kaito_ray.settings import Settings
 from kaito_ray.sku import Sizes, load_sizes
 from kaito_ray.workspace import Workspace, parse_workspace
+from kaito_ray.workspace_status import NodePoolStatus
 
 Json = Any
 
@@ -86,7 +87,7 @@ class Rig:
         """The Workspace as the operator reads it."""
         return parse_workspace(self.documents[name])
 
-    def plan(self, workspace: Workspace, size: str) -> Plan:
+    async def plan(self, workspace: Workspace, size: str) -> Plan:
         """As many nodes of a size as `node_counts` says; the model fits on every size but those in `too_small`."""
         sku = self.sizes.get(size)
         if sku.name in self.too_small:
@@ -105,8 +106,9 @@ class Rig:
     async def step(self, name: str) -> NodesObserved:
         """One pass: plan, ensure, and write the status."""
         workspace = self.workspace(name)
-        planned = self.plan(workspace, size_in_use(workspace))
+        planned = await self.plan(workspace, size_in_use(workspace))
         observed = await self.provisioner.ensure(planned, workspace, self.clock.now)
+        NodePoolStatus.model_validate(observed.node_pool)
         self.documents[name]["status"] = {"nodePool": dict(observed.node_pool)}
         self.seen.setdefault(name, []).append(Seen(self.clock.now, observed))
         self.notices += observed.notices

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Workspace as the API has it in, what it asks for as a plan out. Called by reconcile.py and the webhook.
+
+The ConfigMap that a Workspace names is read here; everything else about a plan is pure.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kaito_ray.errors import NotReadyYet, UserError
+from kaito_ray.informer import Key
+from kaito_ray.kinds import CONFIG_MAP, SECRET, Kind
+from kaito_ray.nodes.candidate import size_in_use
+from kaito_ray.plan import Plan, plan
+from kaito_ray.preset import Catalogue
+from kaito_ray.references import Reference, references
+from kaito_ray.settings import Settings
+from kaito_ray.sku import Sizes
+from kaito_ray.workspace import Workspace
+from kaito_ray.world import World
+
+_KINDS = {"ConfigMap": CONFIG_MAP, "Secret": SECRET}
+
+
+@dataclass(frozen=True, slots=True)
+class Planner:
+    """What plans are made with."""
+
+    catalogue: Catalogue
+    sizes: Sizes
+    settings: Settings
+
+    def plan(self, workspace: Workspace, config: Mapping[str, str] | None, size: str = "") -> Plan:
+        """The plan; `config` is the data of the ConfigMap it names. Raises UserError.
+
+        `size` asks for a plan on that size; by default it is the one that the nodes have or get.
+        """
+        work = workspace.inference or workspace.tuning
+        preset = work.preset if work is not None else None
+        if preset is None:
+            raise UserError(
+                "inference.template cannot be run: kaito-ray serves presets only; name one with inference.preset.name",
+                reason="TemplateNotSupported",
+            )
+        sku = self.sizes.get(size or size_in_use(workspace))
+        return plan(workspace, self.catalogue.get(preset.name), sku, self.settings, config=config)
+
+
+def named_objects(workspace: Workspace) -> list[tuple[Kind, Reference]]:
+    """The ConfigMaps and Secrets that a Workspace names."""
+    return [(_KINDS[one.kind], one) for one in references(workspace) if one.kind in _KINDS]
+
+
+async def observe_config(world: World, key: Key, workspace: Workspace) -> Mapping[str, str] | None:
+    """The data of the ConfigMap that configures the engine or the training; raises NotReadyYet when it is not there."""
+    work = workspace.inference or workspace.tuning
+    name = work.config if work is not None else ""
+    if not name:
+        return None
+    data = await world.data(CONFIG_MAP, (key[0], name))
+    if data is None:
+        raise NotReadyYet(_missing(CONFIG_MAP, name, key[0]), reason="ConfigMapMissing")
+    return data
+
+
+async def observe_missing(world: World, key: Key, named: Iterable[tuple[Kind, Reference]]) -> tuple[str, ...]:
+    """A sentence for each ConfigMap or Secret that is named but not there."""
+    missing = []
+    for kind, reference in named:
+        data = await world.data(kind, (key[0], reference.name))
+        if data is None:
+            missing.append(_missing(kind, reference.name, key[0]))
+        elif reference.key and reference.key not in data:
+            missing.append(f"{kind.kind} {reference.name} in namespace {key[0]} has no key {reference.key}")
+    return tuple(missing)
+
+
+def _missing(kind: Kind, name: str, namespace: str) -> str:
+    return f"{kind.kind} {name} is not in namespace {namespace}; it is taken up as soon as it is made"
