@@ -36,7 +36,7 @@ run: setup ## serve a Workspace on this machine; ARGS='--once "What is Kubernete
 	$(BIN)/kaito-ray run $(SAMPLE) $(ARGS)
 
 test: setup lint ## lint, types and every test this machine can run; says what is missing
-	@for tool in docker-registry skopeo kubectl; do command -v $$tool >/dev/null || \
+	@for tool in curl docker-registry skopeo kubectl; do command -v $$tool >/dev/null || \
 	  echo "make test: $$tool is not installed, the tests that need it are skipped by name"; done
 	$(BIN)/python -m pytest $(TESTS)
 
