@@ -4,13 +4,12 @@
 Called by plan_serve.py for the pseudo-size `cpu`.
 """
 
-import math
-
 from kaito_ray import memory
 from kaito_ray.errors import DoesNotFit
-from kaito_ray.memory import Load, Shape
+from kaito_ray.kv_cache import kv_layout
 from kaito_ray.plan import MemoryBudget
 from kaito_ray.preset import Preset
+from kaito_ray.shape import Load, Shape
 from kaito_ray.sizing import Sizing
 from kaito_ray.sku import Sku
 
@@ -20,6 +19,8 @@ _PROCESSES_GIB = 3.0
 _SEQUENCES_OF_FULL_LENGTH = 4
 _KV_FLOOR_GIB = 0.5
 _KV_CAP_GIB = 4.0
+# Below this a chat is of no use.
+_LEAST_CONTEXT = 512
 # The block of vLLM's CPU attention kernel.
 _BLOCK = 128
 _SHAPE = Shape(1, 1)
@@ -51,27 +52,27 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
     slots = 2 * memory.lora_gib(preset, _SHAPE, load)
     room = sku.ram_gib - _PROCESSES_GIB - weights - activations - slots
     wanted = min(context or preset.context, preset.context)
-    one = memory.kv_gib(preset, min(wanted, 512), _SHAPE, load)
+    layout = kv_layout(preset, _SHAPE, load)
+    one = layout.sequence_gib(min(wanted, _LEAST_CONTEXT))
     if room < one:
         need = weights + activations + slots + _PROCESSES_GIB + one
         raise DoesNotFit(
             f"{preset.served_name} needs {need:.1f} GiB of memory in float32 ({weights:.1f} of it weights), this "
             f"machine has {sku.ram_gib:.1f}: try the preset tiny-phi-3 or another small model"
         )
-    length = _longest(preset, wanted, load, min(room, _KV_CAP_GIB))
+    length = layout.longest(min(room, _KV_CAP_GIB), wanted)
     if context and length < wanted:
-        length = _longest(preset, wanted, load, room)
+        length = layout.longest(room, wanted)
         if length < wanted:
             raise DoesNotFit(
                 f"{preset.served_name} with {wanted} tokens of context does not fit this machine's "
                 f"{sku.ram_gib:.1f} GiB; at most {length} tokens do"
             )
-    full = memory.kv_gib(preset, length, _SHAPE, load)
+    full = layout.sequence_gib(length)
     cache = min(max(full, min(max(_SEQUENCES_OF_FULL_LENGTH * full, _KV_FLOOR_GIB), _KV_CAP_GIB)), room)
     return Sizing(
         shape=_SHAPE,
         nodes=1,
-        nodes_per_replica=1,
         replicas=1,
         max_model_len=length,
         load=load,
@@ -85,15 +86,5 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
             lora_gib=slots,
             overhead_gib=_PROCESSES_GIB,
         ),
+        layout=layout,
     )
-
-
-def _longest(preset: Preset, wanted: int, load: Load, room: float) -> int:
-    low, high = 0, wanted
-    while low < high:
-        middle = math.ceil((low + high) / 2)
-        if memory.kv_gib(preset, middle, _SHAPE, load) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -8,10 +8,13 @@ Everything that the arithmetic of sizing.py assumed is pinned here, so that the 
 import math
 from typing import Any
 
-from kaito_ray.memory import GIB
 from kaito_ray.preset import Preset
+from kaito_ray.shape import GIB
 from kaito_ray.sizing import Sizing
 from kaito_ray.sku import Sku
+
+CHECKPOINT_FLAGS = ("load-format", "config-format", "tokenizer-mode")
+"""Flags with which a preset says how its files are read."""
 
 # Adapters kept in main memory, ready to be copied into a slot: as many as a Workspace may name, and some in reserve.
 _CPU_LORAS = 16

@@ -50,9 +50,9 @@ def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes:
         message = "describes pods of one's own, and kaito-ray makes its own from a preset; name one in inference.preset"
         raise InvalidManifest([Problem(("inference", "template"), message)])
     preset = catalogue.get(work.preset.name)
-    sku = sizes.get(workspace.resource.instance_type)
+    sku = sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
     config = manifest.config_map(work.config, workspace.metadata.namespace) if work.config else None
-    return plan(workspace, preset, sku, settings, config=config)
+    return plan(workspace, preset, sku, settings, config=config, sizes=sizes)
 
 
 def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:

@@ -6,44 +6,10 @@ decides whether the engine starts. Where vLLM computes the same thing at start-u
 """
 
 import math
-from dataclasses import dataclass
 
-from kaito_ray.preset import CacheLayers, Preset
+from kaito_ray.preset import Preset
+from kaito_ray.shape import GIB, Load, Shape
 from kaito_ray.sku import Sku
-
-GIB = 2**30
-# vLLM's default block of tokens; the smallest piece of KV cache it hands out.
-BLOCK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How one copy of a model is cut: tensor parallel within a node, pipeline parallel across nodes."""
-
-    tensor: int
-    pipeline: int
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of one copy."""
-        return self.tensor * self.pipeline
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """What the engine is asked to carry at once."""
-
-    sequences: int
-    """vLLM's max-num-seqs."""
-    batched_tokens: int
-    """vLLM's max-num-batched-tokens: tokens of one forward pass."""
-    weight_bytes: float = 1.0
-    """Factor on the stored weights: 2 when 16-bit weights are computed in float32."""
-    kv_bytes: int = 2
-    """Bytes of one number in the KV cache: 1 for fp8, 4 for float32."""
-    lora_slots: int = 0
-    lora_rank: int = 0
-    block: int = BLOCK
 
 
 def utilization(sku: Sku) -> float:
@@ -53,11 +19,6 @@ def utilization(sku: Sku) -> float:
     the driver and the CUDA context take before the engine looks at free memory, so at least 1.4 GiB are left alone.
     """
     return math.floor(min(0.92, 1 - 1.4 / sku.gpu_gib) * 100) / 100
-
-
-def usable_gib(sku: Sku) -> float:
-    """What the engine may take of one GPU."""
-    return sku.gpu_gib * utilization(sku)
 
 
 def weights_gib(preset: Preset, shape: Shape, load: Load) -> float:
@@ -76,75 +37,23 @@ def weights_gib(preset: Preset, shape: Shape, load: Load) -> float:
     return 1.02 * total / shape.tensor
 
 
-def kv_gib(preset: Preset, tokens: int, shape: Shape, load: Load) -> float:
-    """KV cache of one sequence of `tokens` tokens on the fullest GPU, as vLLM asks for it at start-up.
-
-    vLLM 0.32 (v1/core/kv_cache_utils.py): layers of one kind are split into groups of equal size, the smallest kind
-    giving the size; every group takes blocks from one pool whose block is as wide as the largest layer's, and
-    a sliding layer holds its window and the tokens in flight, one block more because a window may start inside one.
-    A recurrent layer holds two states (prefix caching keeps one more), each padded to whole blocks.
-    """
-    kinds = [group for group in _cache_layers(preset) if group.kind != "shared"]
-    widths = [_layer_bytes(preset, group, shape, load) for group in kinds]
-    attention = [width * load.block for group, width in zip(kinds, widths, strict=True) if group.kind != "recurrent"]
-    states = [width for group, width in zip(kinds, widths, strict=True) if group.kind == "recurrent"]
-    page = max([*attention, *states])
-    if states and attention:
-        # A block of attention is widened until it holds a state, and then rounded to the kernel's own block.
-        page = math.ceil(max(states) / max(attention)) * max(attention)
-    size = min(group.layers for group in kinds)
-    if max(group.layers for group in kinds) < 1.5 * size:
-        size = max(group.layers for group in kinds)
-    blocks = 0
-    for group, width in zip(kinds, widths, strict=True):
-        groups = math.ceil(group.layers / size)
-        if group.kind == "recurrent":
-            blocks += groups * 2
-            continue
-        block = max(page // width, load.block)
-        if group.window is not None:
-            held = min(group.window - 1 + _in_flight(shape, load), tokens)
-            blocks += groups * (math.ceil(held / block) + 1)
-        else:
-            blocks += groups * math.ceil(tokens / block)
-    return math.ceil(size / shape.pipeline) * page * blocks / GIB
-
-
-def _in_flight(shape: Shape, load: Load) -> int:
-    """Tokens scheduled and not yet settled: one batch per stage, two where scheduling overlaps with computing."""
-    return load.batched_tokens * max(shape.pipeline, 2)
-
-
-def _cache_layers(preset: Preset) -> tuple[CacheLayers, ...]:
-    return preset.cache or (CacheLayers(layers=preset.layers, kind="full"),)
-
-
-def _layer_bytes(preset: Preset, group: CacheLayers, shape: Shape, load: Load) -> int:
-    """Bytes on one GPU of one token in one layer, or of one state.
-
-    Tensor parallelism divides key heads down to one per GPU; a latent (MLA) is whole on every GPU.
-    """
-    if group.state_bytes is not None:
-        return math.ceil(group.state_bytes / shape.tensor)
-    if preset.mla:
-        return preset.kv_elements * load.kv_bytes
-    heads = max((group.kv_heads or preset.kv_heads) // shape.tensor, 1)
-    return 2 * heads * (group.head_dim or preset.head_dim) * load.kv_bytes
-
-
 def activations_gib(preset: Preset, shape: Shape, load: Load) -> float:
     """The peak of a forward pass and of sampling, which vLLM finds by running one of `batched_tokens` tokens.
 
     Per token, in 16 bits: the residual and its normed copy, queries with keys and values, and the gate, up and
-    product of the feed-forward part. Per sequence: the logits in float32, their sorted copy, probabilities and
-    indices, over the whole vocabulary. Models with an image encoder profile an image of the largest size as well; 1 GiB
-    is kept for that.
+    product of the feed-forward part; a mixture of experts also keeps a copy of the token for each of about 8 experts.
+    Per sequence: the logits in float32, their sorted copy, probabilities and indices, over the whole vocabulary. For
+    Llama-3-8B with 8,192 tokens and 256 sequences this gives 1.6 GiB where vLLM measured 1.26 (its PR 10511).
+    Models with images profile one of the largest size as well, and those with a latent unfold it for up to 65,536
+    tokens of chunked prefill (vLLM's MLA workspace): 1 GiB each.
     """
     width = 4 if load.kv_bytes == 4 else 2
     feed_forward = 3 * (preset.intermediate_size or 4 * preset.hidden_size)
-    per_token = width * (4 * preset.hidden_size + (3 * preset.hidden_size + feed_forward) / shape.tensor)
+    copies = 12 if preset.mixture_of_experts else 4
+    per_token = width * (copies * preset.hidden_size + (3 * preset.hidden_size + feed_forward) / shape.tensor)
     per_sequence = 4 * 4 * preset.vocab_size
-    return (load.batched_tokens * per_token + load.sequences * per_sequence) / GIB + (1.0 if preset.multimodal else 0.0)
+    extra = float(preset.multimodal) + float(preset.mla)
+    return (load.batched_tokens * per_token + load.sequences * per_sequence) / GIB + extra
 
 
 def lora_gib(preset: Preset, shape: Shape, load: Load) -> float:
@@ -167,8 +76,9 @@ def lora_gib(preset: Preset, shape: Shape, load: Load) -> float:
 def overhead_gib(shape: Shape) -> float:
     """What torch does not allocate, and CUDA graphs.
 
-    KAITO measured 0.6 GiB that torch does not know of (its docs/proposals: 1.7 GiB for activations and graphs plus
-    0.6); 0.5 GiB are kept for captured graphs. Several GPUs exchange through NCCL and custom all-reduce buffers:
-    0.5 GiB more.
+    vLLM's logs show 0.16 to 0.33 GiB that torch does not know of on one GPU (its PR 12126, issue 14452), and 0.36 to
+    0.73 GiB for the graphs of up to 512 tokens (its PR 39559): 1.1 GiB for both. GPUs that work together exchange
+    through buffers of NCCL and of custom all-reduce: 1 GiB more. With the 2 % on weights this stays below the 2.3 GiB
+    and 5 % of KAITO's estimator, which also leaves 16 % of the GPU alone.
     """
-    return 1.1 + (0.5 if shape.gpus > 1 else 0.0)
+    return 1.1 + (1.0 if shape.gpus > 1 else 0.0)

@@ -14,7 +14,7 @@ from kaito_ray.errors import InvalidManifest, Problem
 if TYPE_CHECKING:
     from kaito_ray.preset import Preset
     from kaito_ray.settings import Settings
-    from kaito_ray.sku import Sku
+    from kaito_ray.sku import Sizes, Sku
     from kaito_ray.workspace import Workspace
 
 Json = Any  # what json.dumps accepts
@@ -162,26 +162,34 @@ Plan = ServePlan | TunePlan
 def plan(
     workspace: "Workspace",
     preset: "Preset",
-    sku: "Sku",
+    sku: "Sku | None",
     settings: "Settings",
     *,
     config: Mapping[str, str] | None = None,
+    sizes: "Sizes | None" = None,
 ) -> Plan:
     """Decide everything about a Workspace; raises DoesNotFit or InvalidManifest with the reason.
 
+    Without a `sku` the cheapest of `sizes` that fits is taken; `sizes` also lets the reason name one that would do.
     `config` is the data of the ConfigMap that `inference.config` or `tuning.config` names, None when there is none.
     """
     # The planners import the values above, so they cannot be imported before those exist.
     from kaito_ray.inference_config import parse_inference_config
     from kaito_ray.plan_serve import plan_serve
-    from kaito_ray.plan_target import require_usable
     from kaito_ray.plan_tune import plan_tune
 
-    require_usable(sku)
     if workspace.tuning is not None:
-        return plan_tune(workspace, workspace.tuning, preset, sku, settings)
+        return plan_tune(workspace, workspace.tuning, preset, sku, settings, sizes=sizes)
     if workspace.inference is None:
         raise InvalidManifest(
             [Problem(("inference",), "there is nothing to plan: neither inference nor tuning is set")]
         )
-    return plan_serve(workspace, workspace.inference, preset, sku, settings, parse_inference_config(config))
+    return plan_serve(
+        workspace,
+        workspace.inference,
+        preset,
+        sku,
+        settings,
+        config=parse_inference_config(config),
+        sizes=sizes,
+    )

@@ -4,17 +4,17 @@
 import math
 from typing import Any
 
-from kaito_ray import names
-from kaito_ray.cpu_sizing import size_on_cpu
+from kaito_ray.annotations import read_annotations
 from kaito_ray.engine_flags import compute_dtype, engine_flags
-from kaito_ray.errors import DoesNotFit
+from kaito_ray.errors import InvalidManifest, Problem
 from kaito_ray.inference_config import InferenceConfig
-from kaito_ray.plan import AdapterPlan, Autoscaling, Placement, ServePlan
+from kaito_ray.plan import AdapterPlan, Placement, ServePlan
 from kaito_ray.plan_target import HEAD, size_warnings, worker_size
 from kaito_ray.preset import Preset
+from kaito_ray.serve_sizing import Question, decide
 from kaito_ray.settings import Settings
-from kaito_ray.sizing import Sizing, size_model
-from kaito_ray.sku import Sku
+from kaito_ray.sizing import Sizing
+from kaito_ray.sku import Sizes, Sku
 from kaito_ray.workspace import Adapter, Inference, Workspace
 
 ADAPTERS_DIR = "/mnt/adapters"
@@ -24,56 +24,74 @@ def plan_serve(
     workspace: Workspace,
     inference: Inference,
     preset: Preset,
-    sku: Sku,
+    sku: Sku | None,
     settings: Settings,
+    *,
     config: InferenceConfig,
+    sizes: Sizes | None,
 ) -> ServePlan:
     """Every decision about serving; raises DoesNotFit when nothing within the caps holds the model."""
-    lora = preset.lora
-    if inference.adapters and not lora:
-        raise DoesNotFit(f"{preset.name} cannot take LoRA adapters in vLLM, and the Workspace names some")
-    sizing = _size(preset, sku, settings, context=config.context, lora=lora)
-    nodes, replicas, autoscaling = _copies(inference, sizing, sku, settings, preset)
+    wishes = read_annotations(workspace, preset)
+    demand = config.demand(preset)
+    if inference.adapters and not demand.lora:
+        why = (
+            "enable-lora is false in inference.config" if preset.lora else "vLLM does not serve adapters of this model"
+        )
+        raise InvalidManifest([Problem(("inference", "adapters"), f"{preset.name} cannot take adapters: {why}")])
+    question = Question(
+        preset,
+        demand,
+        workspace.resource,
+        inference.autoscaling,
+        settings,
+        sizes,
+        bypass_checks=wishes.bypass_checks,
+    )
+    made = decide(question, sku)
+    sku, sizing = made.sku, made.sizing
     worker = worker_size(sku)
     placement = _placement(sku, sizing, worker.cpus)
+    flags = engine_flags(preset, sku, sizing, executor=placement.executor) | dict(wishes.flags) | dict(config.flags)
     options = inference.preset.preset_options if inference.preset else None
-    sequences = sizing.load.sequences
+    served = flags.pop("served-model-name", None)
     return ServePlan(
         name=workspace.metadata.name,
         namespace=workspace.metadata.namespace,
         uid=workspace.metadata.uid,
         model=preset.name,
-        source=preset.model_source,
+        source=wishes.source,
         instance_type=sku.name,
         node_labels=dict(workspace.resource.label_selector.match_labels),
-        nodes=nodes,
+        nodes=made.nodes,
         gpus_per_node=sku.gpus,
         head=HEAD,
         worker=worker,
         weights_gib=preset.weights_gib,
-        hourly_usd=None if sku.usd_per_hour is None else round(nodes * sku.usd_per_hour, 3),
-        warnings=size_warnings(sku),
-        served_model_name=preset.served_name,
+        hourly_usd=made.hourly_usd,
+        warnings=(*made.warnings, *size_warnings(sku), *wishes.warnings, *config.warnings),
+        served_model_name=served[0] if served else preset.served_name,
         tensor_parallel=sizing.shape.tensor,
         pipeline_parallel=sizing.shape.pipeline,
-        replicas=replicas,
-        nodes_per_replica=sizing.nodes_per_replica,
+        replicas=made.replicas,
+        nodes_per_replica=sizing.nodes,
         max_model_len=sizing.max_model_len,
         kv_bytes_per_token=preset.kv_bytes_per_token,
-        dtype=compute_dtype(preset, sku),
+        dtype=str(flags.get("dtype", compute_dtype(preset, sku))),
         budget=sizing.budget,
         placement=placement,
-        engine=engine_flags(preset, sku, sizing, executor=placement.executor) | dict(config.flags),
+        engine=flags,
         # Twice the engine's width must get in before the queue guard can count, and some to be told 429.
-        max_ongoing_requests=2 * sequences + 64,
-        max_queued_requests=sequences,
+        max_ongoing_requests=2 * sizing.load.sequences + 64,
+        max_queued_requests=sizing.load.sequences,
         adapters=tuple(_adapter(adapter, local=sku.gpus == 0) for adapter in inference.adapters),
-        autoscaling=autoscaling,
+        autoscaling=made.autoscaling,
         hf_token_secret=(options.model_access_secret if options else "") or None,
-        api_keys_secret=workspace.metadata.annotations.get(names.ANNOTATION_API_KEYS) or None,
+        api_keys_secret=wishes.api_keys_secret,
         pull_secrets=tuple(
             dict.fromkeys(secret for adapter in inference.adapters for secret in adapter.source.image_pull_secrets)
         ),
+        load_balancer=wishes.load_balancer,
+        local_weights_host_path=wishes.local_weights_host_path,
         volumes=tuple(
             {
                 "name": adapter.source.name,
@@ -86,37 +104,12 @@ def plan_serve(
     )
 
 
-def _size(preset: Preset, sku: Sku, settings: Settings, *, context: int | None, lora: bool) -> Sizing:
-    if sku.gpus == 0:
-        return size_on_cpu(preset, sku, context=context, lora=lora)
-    return size_model(preset, sku, context=context, max_nodes=settings.max_nodes, lora=lora)
-
-
-def _copies(
-    inference: Inference, sizing: Sizing, sku: Sku, settings: Settings, preset: Preset
-) -> tuple[int, int, Autoscaling | None]:
-    """Nodes, copies, and the bounds of their number; nodes are for the most copies there can be."""
-    wish = inference.autoscaling
-    if wish is None:
-        return sizing.nodes, sizing.replicas, None
-    per_group = sizing.replicas
-    nodes = math.ceil(wish.max_replicas / per_group) * sizing.nodes_per_replica
-    if sku.gpus and nodes > settings.max_nodes:
-        raise DoesNotFit(
-            f"inference.autoscaling.maxReplicas {wish.max_replicas} of {preset.name} need {nodes} x {sku.name}, "
-            f"and at most {settings.max_nodes} nodes are allowed"
-        )
-    target = wish.target_ongoing_requests or sizing.load.sequences // 2
-    return nodes, max(wish.min_replicas, 1), Autoscaling(wish.min_replicas, wish.max_replicas, target)
-
-
 def _placement(sku: Sku, sizing: Sizing, node_cpus: float) -> Placement:
     shape = sizing.shape
     if sku.gpus == 0:
         # Ray gives the engine as many threads as its actor has CPUs.
         return Placement("uni", actor_cpus=node_cpus, actor_gpus=0)
-    copies = max(sizing.replicas, 1)
-    cpus = float(max(1, min(4, math.floor(node_cpus / copies))))
+    cpus = float(max(1, min(4, math.floor(node_cpus / sizing.replicas))))
     if shape.gpus == 1:
         return Placement("uni", actor_cpus=cpus, actor_gpus=1)
     if shape.pipeline == 1:

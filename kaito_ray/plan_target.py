@@ -61,5 +61,5 @@ def size_warnings(sku: Sku) -> tuple[str, ...]:
     if sku.gpus and not sku.bfloat16:
         warnings.append(f"{sku.name}: its {sku.gpu} has no bfloat16, so the model runs in float16")
     if sku.status == "retired" and sku.replacements:
-        warnings[0] += f"; take {' or '.join(sku.replacements)} instead"
+        warnings.append(f"{sku.name} can be replaced by {', '.join(sku.replacements)}")
     return tuple(warnings)

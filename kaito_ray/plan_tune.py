@@ -3,13 +3,14 @@
 
 from typing import Any
 
+from kaito_ray.advise import hourly_usd
 from kaito_ray.errors import DoesNotFit
-from kaito_ray.memory import GIB
 from kaito_ray.plan import TunePlan
-from kaito_ray.plan_target import HEAD, size_warnings, worker_size
+from kaito_ray.plan_target import HEAD, require_usable, size_warnings, worker_size
 from kaito_ray.preset import Preset
 from kaito_ray.settings import Settings
-from kaito_ray.sku import Sku
+from kaito_ray.shape import GIB
+from kaito_ray.sku import Sizes, Sku
 from kaito_ray.workspace import DataDestination, DataSource, Tuning, Workspace
 
 # Adapters of rank 8 on every linear layer: KAITO's default rank, and the layers its phi-3 presets name.
@@ -17,7 +18,15 @@ _RANK = 8
 _LENGTH = 2048
 
 
-def plan_tune(workspace: Workspace, tuning: Tuning, preset: Preset, sku: Sku, settings: Settings) -> TunePlan:
+def plan_tune(
+    workspace: Workspace,
+    tuning: Tuning,
+    preset: Preset,
+    sku: Sku | None,
+    settings: Settings,
+    *,
+    sizes: Sizes | None,
+) -> TunePlan:
     """Every decision about tuning; raises DoesNotFit when one GPU cannot hold the model while it learns."""
     if not preset.tuning:
         raise DoesNotFit(f"{preset.name} cannot be tuned: kaito-ray has no tuning facts about it", reason="NotTunable")
@@ -25,7 +34,12 @@ def plan_tune(workspace: Workspace, tuning: Tuning, preset: Preset, sku: Sku, se
     quantised = tuning.method == "qlora"
     length = min(preset.context, _LENGTH)
     needed = training_gib(preset, quantised=quantised, length=length)
-    available = sku.gpu_gib - 1.0 if sku.gpus else sku.ram_gib - 3.0
+    warnings: list[str] = []
+    if sku is None:
+        sku = _cheapest(preset, sizes, needed)
+        warnings.append(f"resource.instanceType is empty, so the cheapest size that fits was taken: {sku.name}")
+    require_usable(sku)
+    available = _available_gib(sku)
     if needed > available:
         instead = "" if quantised else "; qlora needs about a quarter of the weights"
         raise DoesNotFit(
@@ -45,8 +59,8 @@ def plan_tune(workspace: Workspace, tuning: Tuning, preset: Preset, sku: Sku, se
         head=HEAD,
         worker=worker_size(sku),
         weights_gib=preset.weights_gib,
-        hourly_usd=None if sku.usd_per_hour is None else round(nodes * sku.usd_per_hour, 3),
-        warnings=size_warnings(sku),
+        hourly_usd=hourly_usd(sku, nodes),
+        warnings=(*warnings, *size_warnings(sku)),
         method=tuning.method,
         workers=max(nodes * sku.gpus, 1),
         arguments={
@@ -62,6 +76,20 @@ def plan_tune(workspace: Workspace, tuning: Tuning, preset: Preset, sku: Sku, se
         config=tuning.config or None,
         hf_token_secret=tuning.preset.preset_options.model_access_secret or None,
     )
+
+
+def _available_gib(sku: Sku) -> float:
+    """What one worker may fill: a GPU less its context, or this machine less its processes."""
+    return sku.gpu_gib - 1.0 if sku.gpus else sku.ram_gib - 3.0
+
+
+def _cheapest(preset: Preset, sizes: Sizes | None, needed: float) -> Sku:
+    fitting = [
+        sku for sku in sizes or () if sku.suggested and sku.usd_per_hour is not None and _available_gib(sku) >= needed
+    ]
+    if not fitting:
+        raise DoesNotFit(f"no size that kaito-ray may choose holds {preset.name} while it learns ({needed:.1f} GiB)")
+    return min(fitting, key=lambda sku: (sku.usd_per_hour or 0.0, sku.name))
 
 
 def training_gib(preset: Preset, *, quantised: bool, length: int) -> float:

@@ -20,24 +20,29 @@ from kaito_ray.plan import ModelSource
 class CacheLayers(BaseModel):
     """Layers that keep the same kind of memory of the past.
 
-    `full` keeps every token, `sliding` the last `window`, `recurrent` a state of `state_bytes` per sequence whatever
-    its length, `shared` reads another layer's cache and keeps nothing. `kv_heads` and `head_dim` where they differ
-    from the model's own.
+    `full` keeps every token, `sliding` the last `window`, `compressed` one entry for `ratio` tokens beside a window,
+    `recurrent` a state of `state_bytes` per sequence whatever its length. `none` keeps nothing: it has no attention, or
+    reads another layer's. `kv_heads` and `head_dim` where they differ from the model's own, `entry_bytes` where an
+    entry is not made of heads.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: int = Field(ge=1)
-    kind: Literal["full", "sliding", "recurrent", "shared"]
+    kind: Literal["full", "sliding", "compressed", "recurrent", "none"]
     window: int | None = None
+    ratio: int | None = None
+    entry_bytes: int | None = None
     kv_heads: int | None = None
     head_dim: int | None = None
     state_bytes: int | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if (self.kind == "sliding") != (self.window is not None):
-            raise ValueError("window belongs to sliding layers, and they need it")
+        if (self.kind in ("sliding", "compressed")) != (self.window is not None):
+            raise ValueError("window belongs to sliding and compressed layers, and they need it")
+        if (self.kind == "compressed") != (self.ratio is not None):
+            raise ValueError("ratio belongs to compressed layers, and they need it")
         if (self.kind == "recurrent") != (self.state_bytes is not None):
             raise ValueError("state_bytes belongs to recurrent layers, and they need it")
         return self
@@ -77,7 +82,10 @@ class Preset(BaseModel):
     """The layers as they are; empty when every layer keeps every token."""
     float16: bool = True
     """False for models that vLLM refuses in float16 for their numerical range."""
+    min_compute_capability: float = 0.0
+    """Where its attention runs on no earlier GPU, whatever the weights are."""
     lora: bool = True
+    """Whether adapters are served: vLLM's class takes them, and a slot costs no copy of every expert."""
     tuning: bool = False
     trust_remote_code: bool = False
     tool_parser: str | None = None

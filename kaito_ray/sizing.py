@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model, a size and a context in; the smallest arrangement of GPUs that holds it out.
+"""A model, a size and what is wanted of them in; the smallest arrangement of GPUs that holds it out.
 
-Called by the planners (plan_serve.py) and by `kaito-ray plan --advise`. The memory of each part is in memory.py.
+Called by the planners and by advise.py. What each part of memory takes is in memory.py and kv_cache.py.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kaito_ray import memory
 from kaito_ray.errors import DoesNotFit
-from kaito_ray.memory import Load, Shape
+from kaito_ray.kv_cache import KvLayout, kv_layout
 from kaito_ray.plan import MemoryBudget
 from kaito_ray.preset import Preset
+from kaito_ray.shape import GIB, Load, Shape
 from kaito_ray.sku import Sku
 
 # KAITO sizes nodes for this context when the user names none (its estimator.go).
@@ -21,6 +21,36 @@ DEFAULT_CONTEXT = 2048
 COMFORTABLE_CONTEXT = 8192
 # Slots and rank of adapters, tried in this order; vLLM accepts adapters up to the rank.
 LORA_STEPS = ((4, 64), (1, 64), (1, 16))
+# vLLM 0.32's get_min_capability (model_executor/layers/quantization/), by the method's name in the model's config.
+_QUANTIZATION_NEEDS = {
+    "MIXED_PRECISION": 8.0,
+    "awq": 7.5,
+    "float-quantized": 7.5,
+    "fp8": 7.5,
+    "gptq": 6.0,
+    "mxfp4": 8.0,
+    "nvfp4-pack-quantized": 7.5,
+    "pack-quantized": 7.5,
+}
+# How far to look for the number of nodes that would do, when the cap is below it.
+_LOOK_AHEAD_NODES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked of an engine; None lets kaito-ray decide."""
+
+    context: int | None = None
+    """Tokens one sequence may have; None sizes for 2,048 and takes the longest that fits then."""
+    tensor: int | None = None
+    pipeline: int | None = None
+    sequences: int | None = None
+    batched_tokens: int | None = None
+    kv_cache_dtype: str | None = None
+    utilization: float | None = None
+    lora: bool = True
+    lora_slots: int | None = None
+    lora_rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +59,111 @@ class Sizing:
 
     shape: Shape
     nodes: int
-    nodes_per_replica: int
     replicas: int
     max_model_len: int
     load: Load
     utilization: float
     budget: MemoryBudget
+    layout: KvLayout
+
+    @property
+    def concurrency(self) -> float:
+        """Sequences of full length that fit at once into one copy's cache."""
+        return self.budget.kv_cache_gib / self.layout.sequence_gib(self.max_model_len)
 
 
-def serving_load(preset: Preset, sku: Sku) -> Load:
-    """What an engine is asked to carry on that size.
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    load: Load
+    budget: MemoryBudget
+    layout: KvLayout
+
+
+def size_model(preset: Preset, sku: Sku, demand: Demand, *, max_nodes: int) -> Sizing:
+    """The arrangement with the fewest nodes that holds the model with what is demanded; raises DoesNotFit.
+
+    Within a node the fewest GPUs win and the rest become copies. Without a context the nodes are sized as KAITO does,
+    for 2,048 tokens, and the longest context that fits is taken.
+    """
+    require_runnable(preset, sku)
+    limit = preset.context
+    if demand.context is not None and demand.context > limit:
+        raise DoesNotFit(
+            f"{preset.name} takes at most {limit} tokens of context, {demand.context} are asked for",
+            reason="ContextTooLong",
+        )
+    needed = min(demand.context or DEFAULT_CONTEXT, limit)
+    for shape in _shapes(preset, sku.gpus, demand, max_nodes):
+        fit = _fit(preset, sku, shape, demand, needed)
+        if fit is None:
+            continue
+        if demand.context is None and shape.pipeline == 1:
+            shape, fit = _comfortable(preset, sku, shape, fit, demand)  # noqa: PLW2901 - the same node, cut wider
+        longest = fit.layout.longest(fit.budget.kv_cache_gib, limit)
+        return Sizing(
+            shape=shape,
+            nodes=shape.pipeline,
+            replicas=sku.gpus // shape.tensor if shape.pipeline == 1 else 1,
+            max_model_len=min(demand.context or longest, longest),
+            load=_cap_sequences(fit),
+            utilization=_utilization(sku, demand),
+            budget=fit.budget,
+            layout=fit.layout,
+        )
+    raise DoesNotFit(_why_not(preset, sku, demand, needed, max_nodes))
+
+
+def size_unchecked(preset: Preset, sku: Sku, demand: Demand, *, nodes: int) -> Sizing:
+    """Every GPU of `nodes` nodes for one copy, whether it fits or not: for users who bypass the check."""
+    tensor = demand.tensor or tensor_sizes(preset, sku.gpus)[-1]
+    shape = Shape(tensor, demand.pipeline or nodes)
+    load = next(_with_adapters(serving_load(preset, sku, demand), demand))
+    return Sizing(
+        shape=shape,
+        nodes=shape.pipeline,
+        replicas=1,
+        max_model_len=min(demand.context or DEFAULT_CONTEXT, preset.context),
+        load=load,
+        utilization=_utilization(sku, demand),
+        budget=budget(preset, sku, shape, load, utilization=_utilization(sku, demand)),
+        layout=kv_layout(preset, shape, load),
+    )
+
+
+def require_runnable(preset: Preset, sku: Sku) -> None:
+    """Raise DoesNotFit where memory is not the question: the GPU lacks what the model needs."""
+    capability = sku.compute_capability or 0.0
+    needs = max(_QUANTIZATION_NEEDS.get(preset.quantization or "", 7.0), preset.min_compute_capability)
+    if capability < needs:
+        what = (
+            f"its {preset.quantization} weights" if preset.min_compute_capability < needs else "its attention kernels"
+        )
+        raise DoesNotFit(
+            f"{preset.name} cannot run on {sku.name}: {what if needs > 7.0 else 'vLLM'} needs compute capability "
+            f"{needs:.1f}, its {sku.gpu} has {capability:.1f}",
+            reason="UnsupportedInstanceType",
+        )
+    if not sku.bfloat16 and not preset.float16:
+        raise DoesNotFit(
+            f"{preset.name} cannot run on {sku.name}: its {sku.gpu} lacks bfloat16, and the model overflows in float16",
+            reason="UnsupportedInstanceType",
+        )
+
+
+def serving_load(preset: Preset, sku: Sku, demand: Demand) -> Load:
+    """What an engine is asked to carry on that size, adapters aside.
 
     256 sequences and 2,048 tokens per step are vLLM's defaults for a server; with 70 GiB or more and no A100 it takes
-    8,192 tokens (engine/arg_utils.py). Both are pinned, so that the arithmetic and the engine agree.
+    8,192 tokens (engine/arg_utils.py). Models with images take 8,192 everywhere, because an image must fit one step.
+    Both are pinned in the engine's flags, so that the arithmetic and the engine agree.
     """
-    roomy = sku.gpu_gib >= 70 and "A100" not in sku.gpu
-    kv_bytes = 1 if str(preset.engine.get("kv-cache-dtype", "")).startswith("fp8") else 2
-    return Load(sequences=256, batched_tokens=8192 if roomy else 2048, kv_bytes=kv_bytes)
+    roomy = (sku.gpu_gib >= 70 and "A100" not in sku.gpu) or preset.multimodal
+    dtype = demand.kv_cache_dtype or str(preset.engine.get("kv-cache-dtype", ""))
+    return Load(
+        sequences=demand.sequences or 256,
+        batched_tokens=demand.batched_tokens or (8192 if roomy else 2048),
+        kv_bytes=1 if dtype.startswith(("fp8", "int8")) else 2,
+    )
 
 
 def tensor_sizes(preset: Preset, gpus: int) -> list[int]:
@@ -54,108 +172,78 @@ def tensor_sizes(preset: Preset, gpus: int) -> list[int]:
     Heads must divide, and key heads must divide or be divided: vLLM gives each GPU whole heads, and copies a key head
     where there are more GPUs than key heads. A latent (MLA) has no key heads to deal out.
     """
+    keys = {preset.kv_heads} | {group.kv_heads for group in preset.cache if group.kv_heads}
     return [
         size
         for size in range(1, gpus + 1)
-        if preset.heads % size == 0
-        and (preset.mla or all(keys % size == 0 or size % keys == 0 for keys in _key_heads(preset)))
+        if preset.heads % size == 0 and (preset.mla or all(key % size == 0 or size % key == 0 for key in keys))
     ]
 
 
-def _key_heads(preset: Preset) -> set[int]:
-    return {preset.kv_heads} | {group.kv_heads for group in preset.cache if group.kv_heads}
-
-
-def size_model(
-    preset: Preset,
-    sku: Sku,
-    *,
-    context: int | None,
-    max_nodes: int,
-    load: Load | None = None,
-    lora: bool = True,
-    gpus: int | None = None,
-) -> Sizing:
-    """The arrangement with the fewest nodes that holds the model with `context` tokens.
-
-    Within a node the fewest GPUs win and the rest become copies. Without a `context` the nodes are sized as KAITO
-    does, and the longest context that fits is taken. `gpus` bounds the GPUs used per node. Raises DoesNotFit.
-    """
-    load = load or serving_load(preset, sku)
-    needed = min(context or DEFAULT_CONTEXT, preset.context)
-    steps = [replace(load, lora_slots=slots, lora_rank=rank) for slots, rank in LORA_STEPS] if lora else [load]
-    per_node = gpus or sku.gpus
-    for smallest, nodes in _shapes(preset, per_node, max_nodes):
-        shape = smallest
-        fitted = _fit(preset, sku, shape, steps, needed)
-        if fitted is None:
-            continue
-        if context is None and nodes == 1:
-            shape, fitted = _comfortable(preset, sku, shape, fitted, steps, per_node)
-        chosen, longest = fitted
-        length = min(context or longest, longest)
-        return Sizing(
-            shape=shape,
-            nodes=nodes,
-            nodes_per_replica=nodes,
-            replicas=per_node // shape.tensor if nodes == 1 else 1,
-            max_model_len=length,
-            load=chosen,
-            utilization=memory.utilization(sku),
-            budget=budget(preset, sku, shape, chosen),
-        )
-    raise DoesNotFit(f"{preset.name} with {needed} tokens of context does not fit {max_nodes} x {sku.name}")
-
-
-def _shapes(preset: Preset, per_node: int, max_nodes: int) -> Iterator[tuple[Shape, int]]:
+def _shapes(preset: Preset, gpus: int, demand: Demand, max_nodes: int) -> Iterator[Shape]:
     """Arrangements by rising cost: more GPUs of one node, then whole nodes in a pipeline."""
-    sizes = tensor_sizes(preset, per_node)
-    for tensor in sizes:
-        yield Shape(tensor, 1), 1
-    for nodes in range(2, min(max_nodes, preset.layers) + 1):
-        yield Shape(sizes[-1], nodes), nodes
+    sizes = [size for size in tensor_sizes(preset, gpus) if demand.tensor in (None, size)]
+    if not sizes:
+        allowed = ", ".join(map(str, tensor_sizes(preset, gpus)))
+        raise DoesNotFit(
+            f"{preset.name} cannot be cut over {demand.tensor} GPUs of one node: tensor-parallel-size must divide its "
+            f"{preset.heads} heads and fit {gpus} GPUs, so it is one of {allowed}"
+        )
+    if demand.pipeline in (None, 1):
+        yield from (Shape(size, 1) for size in sizes)
+    most = min(max_nodes, preset.layers)
+    for nodes in range(2, most + 1):
+        if demand.pipeline in (None, nodes):
+            yield Shape(sizes[-1], nodes)
 
 
-def _fit(preset: Preset, sku: Sku, shape: Shape, steps: list[Load], needed: int) -> tuple[Load, int] | None:
-    """The first load under which `needed` tokens fit, and the longest context it leaves room for."""
-    for load in steps:
-        longest = longest_context(preset, sku, shape, load)
-        if longest >= needed:
-            return load, longest
+def _fit(preset: Preset, sku: Sku, shape: Shape, demand: Demand, needed: int) -> _Fit | None:
+    """The first number of adapter slots beside which `needed` tokens fit."""
+    plain = serving_load(preset, sku, demand)
+    layout = kv_layout(preset, shape, plain)
+    wanted = layout.sequence_gib(needed)
+    for load in _with_adapters(plain, demand):
+        parts = budget(preset, sku, shape, load, utilization=_utilization(sku, demand))
+        if wanted <= parts.kv_cache_gib:
+            return _Fit(load, parts, layout)
     return None
 
 
-def _comfortable(
-    preset: Preset, sku: Sku, shape: Shape, fitted: tuple[Load, int], steps: list[Load], per_node: int
-) -> tuple[Shape, tuple[Load, int]]:
+def _with_adapters(load: Load, demand: Demand) -> Iterator[Load]:
+    if not demand.lora:
+        yield load
+        return
+    for slots, rank in LORA_STEPS:
+        yield replace(load, lora_slots=demand.lora_slots or slots, lora_rank=demand.lora_rank or rank)
+
+
+def _comfortable(preset: Preset, sku: Sku, shape: Shape, fit: _Fit, demand: Demand) -> tuple[Shape, _Fit]:
     """A wider cut of the same node if this one leaves little context; the same where nothing is better."""
     wanted = min(COMFORTABLE_CONTEXT, preset.context)
-    if fitted[1] >= wanted:
-        return shape, fitted
-    for tensor in tensor_sizes(preset, per_node):
-        wider = Shape(tensor, 1)
-        better = _fit(preset, sku, wider, steps, wanted)
-        if tensor > shape.tensor and better is not None:
+    if fit.layout.sequence_gib(wanted) <= fit.budget.kv_cache_gib:
+        return shape, fit
+    for wider in _shapes(preset, sku.gpus, demand, max_nodes=1):
+        better = _fit(preset, sku, wider, demand, wanted)
+        if wider.tensor >= shape.tensor and better is not None:
             return wider, better
-    return shape, fitted
+    return shape, fit
 
 
-def longest_context(preset: Preset, sku: Sku, shape: Shape, load: Load) -> int:
-    """Tokens of the longest sequence that fits beside everything else, at most the model's own limit; 0 if none."""
-    room = budget(preset, sku, shape, load).kv_cache_gib
-    low, high = 0, preset.context
-    while low < high:
-        middle = math.ceil((low + high) / 2)
-        if memory.kv_gib(preset, middle, shape, load) <= room:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+def _cap_sequences(fit: _Fit) -> Load:
+    """Fewer sequences where each holds a state: vLLM refuses to start with fewer blocks than max-num-seqs."""
+    if not fit.layout.recurrent:
+        return fit.load
+    blocks = int(fit.budget.kv_cache_gib * GIB // fit.layout.pool_block_bytes)
+    return replace(fit.load, sequences=min(fit.load.sequences, blocks))
 
 
-def budget(preset: Preset, sku: Sku, shape: Shape, load: Load) -> MemoryBudget:
+def _utilization(sku: Sku, demand: Demand) -> float:
+    return demand.utilization or memory.utilization(sku)
+
+
+def budget(preset: Preset, sku: Sku, shape: Shape, load: Load, *, utilization: float) -> MemoryBudget:
     """Where each GiB of the fullest GPU goes; the KV cache gets what the rest leaves, as in vLLM."""
-    usable = memory.usable_gib(sku)
+    usable = sku.gpu_gib * utilization
     weights = memory.weights_gib(preset, shape, load)
     activations = memory.activations_gib(preset, shape, load)
     lora = memory.lora_gib(preset, shape, load)
@@ -168,4 +256,23 @@ def budget(preset: Preset, sku: Sku, shape: Shape, load: Load) -> MemoryBudget:
         activations_gib=activations,
         lora_gib=lora,
         overhead_gib=overhead,
+    )
+
+
+def _why_not(preset: Preset, sku: Sku, demand: Demand, needed: int, max_nodes: int) -> str:
+    """One sentence: how many nodes it would take, or what one GPU cannot hold however many there are."""
+    wish = f"{preset.name} with {needed} tokens of context"
+    shapes = list(_shapes(preset, sku.gpus, demand, _LOOK_AHEAD_NODES))
+    for shape in shapes:
+        if _fit(preset, sku, shape, demand, needed) is not None:
+            return f"{wish} needs {shape.pipeline} x {sku.name}, and at most {max_nodes} nodes are allowed"
+    if not shapes:
+        return f"{wish} cannot be spread over {demand.pipeline} nodes, at most {max_nodes} are allowed"
+    shape = shapes[-1]
+    parts = budget(preset, sku, shape, serving_load(preset, sku, demand), utilization=_utilization(sku, demand))
+    cache = kv_layout(preset, shape, serving_load(preset, sku, demand)).sequence_gib(needed)
+    return (
+        f"{wish} does not fit {sku.name}, however many: even over {shape.gpus} GPUs, each needs "
+        f"{parts.weights_gib:.1f} GiB for weights, {cache:.1f} for the cache of one sequence and "
+        f"{parts.activations_gib + parts.overhead_gib:.1f} beside, and has {parts.usable_gib:.1f}"
     )

@@ -55,6 +55,8 @@ class Sku(BaseModel):
     warnings: tuple[str, ...] = ()
     suggested: bool = True
     """Whether kaito-ray may pick it by itself."""
+    mig_profile: str = ""
+    """The MIG profile of a slice that stands for the GPU, such as 3g.40gb; see `partitioned`."""
 
     @property
     def gpu_gib(self) -> float:
@@ -74,6 +76,8 @@ class Sku(BaseModel):
     @property
     def gpu_resource(self) -> str:
         """The extended resource its GPUs are on Kubernetes."""
+        if self.mig_profile:
+            return f"nvidia.com/mig-{self.mig_profile}"
         return "amd.com/gpu" if self.vendor == "amd" else "nvidia.com/gpu"
 
 
@@ -107,6 +111,26 @@ def load_sizes(folder: Path | None = None) -> Sizes:
         return Sizes(tuple(Sku.model_validate(entry) for entry in read_facts(file)["sizes"]))
     except (ValidationError, KeyError, TypeError) as error:
         raise InvalidManifest([Problem((str(file),), f"is not a list of sizes: {error}")]) from None
+
+
+def partitioned(sku: Sku, *, mode: str, profile: str, count: int | None) -> Sku:
+    """The size as a partition of its GPUs shows it: one MIG slice per node, or `count` whole GPUs.
+
+    A slice's memory is the number in its profile, such as 3g.40gb, less 5 % that it reports below it (a 1g.10gb of an
+    A100 has 9.5 GiB). Engines cannot join slices, so one copy must fit one.
+    """
+    if mode == "accelerator":
+        return sku.model_copy(update={"gpus": min(count or sku.gpus, sku.gpus)})
+    memory_gib = float(profile.partition(".")[2].removesuffix("gb"))
+    return sku.model_copy(
+        update={
+            "gpus": 1,
+            "fraction": profile,
+            "memory_gib": memory_gib,
+            "cuda_memory_gib": math.floor(0.95 * memory_gib * 100) / 100,
+            "mig_profile": profile,
+        }
+    )
 
 
 def cpu_size(cpus: int, memory_gib: float) -> Sku:
