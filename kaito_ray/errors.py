@@ -9,9 +9,13 @@ KaitoRayError
 │   ├── DoesNotFit           the model cannot run on that size, or only beyond a cap
 │   ├── HubRefused           the model hub said no: missing, gated, no weights, unsupported
 │   ├── CannotRun            this machine cannot run it: port taken, package missing, too small
+│   ├── ObjectRefused        the API server does not take an object: schema, permission, quota
+│   ├── NameTaken            an object of a name we need belongs to somebody else
 │   └── ArtifactRefused      data, an adapter or model files may not be fetched, or are not what they should be
 │       └── AdapterRefused       an adapter that the base model cannot use
 └── NotReadyYet          the world is not ready; try again after `delay_s`
+    ├── ClusterUnavailable   the API server is down, slow or throttling
+    ├── LeaseLost            another operator leads now; this one must not write
     └── ArtifactUnavailable  the server or registry that has the files is down, slow or throttling
 
 Anything else that is raised is a bug and carries its traceback.
@@ -101,6 +105,18 @@ class CannotRun(UserError):
     reason = "CannotRun"
 
 
+class ObjectRefused(UserError):
+    """The API server does not take an object: its schema, a permission, a quota or a webhook is against it."""
+
+    reason = "ObjectRefused"
+
+
+class NameTaken(UserError):
+    """An object of a name we need belongs to somebody else, and is left alone."""
+
+    reason = "NameTaken"
+
+
 class ArtifactRefused(UserError):
     """Data, an adapter or model files may not be fetched, or are not what they should be."""
 
@@ -123,7 +139,26 @@ class NotReadyYet(KaitoRayError):
         self.delay_s = delay_s
 
 
+class ClusterUnavailable(NotReadyYet):
+    """The API server is down, slow or throttling."""
+
+    reason = "ClusterUnavailable"
+
+
+class LeaseLost(NotReadyYet):
+    """Another operator leads now; this one must not write."""
+
+    reason = "LeaseLost"
+
+
 class ArtifactUnavailable(NotReadyYet):
-    """The server or registry that has the files is down, slow or throttling."""
+    """The server or registry that has the files is down, slow or throttling.
+
+    `retry_after_s` is the wait that the server itself asked for; 0 when it did not say.
+    """
 
     reason = "ArtifactUnavailable"
+
+    def __init__(self, message: str, *, reason: str | None = None, retry_after_s: float = 0.0) -> None:
+        super().__init__(message, reason=reason, delay_s=max(10.0, retry_after_s))
+        self.retry_after_s = retry_after_s

@@ -83,4 +83,4 @@ async def _write(cluster: Cluster, world: World, document: KubeObject, finalizer
         raise NotReadyYet("the Workspace is gone", delay_s=0) from None
     except Conflict:
         raise NotReadyYet("the Workspace has changed meanwhile", delay_s=0.1) from None
-    world.put_workspace(written)
+    world.refresh_workspace(written)

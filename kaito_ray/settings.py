@@ -96,6 +96,8 @@ class Settings(BaseModel):
         " `none` tries no zone",
     )
 
+    health_port: int = Field(8080, ge=1, le=65535, description="port of /healthz, /readyz and /metrics of the operator")
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read every setting; raise InvalidManifest naming each variable with a bad value."""

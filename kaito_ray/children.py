@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A plan in, its objects in the cluster out, under the conditions that only the cluster can tell. Called by reconcile.
+
+Rendering is pure; what stands here needs the world: whether KubeRay is installed, whether nodes are ready, whether the
+name of the Service is free, whether there is room for a second Ray cluster, and the Secrets that hold values.
+"""
+
+import base64
+import secrets
+from collections.abc import Sequence
+from datetime import datetime
+from typing import assert_never
+
+from kaito_ray import names
+from kaito_ray.apply import Applied, Applier
+from kaito_ray.cluster import Cluster, KubeObject, NotFound
+from kaito_ray.errors import NameTaken, NotReadyYet
+from kaito_ray.informer import key_of
+from kaito_ray.kinds import DISRUPTION_BUDGET, RAY_JOB, RAY_SERVICE, SECRET, SERVICE, Kind
+from kaito_ray.nodes.provisioner import NodesObserved, Notice
+from kaito_ray.plan import Plan, ServePlan, TunePlan
+from kaito_ray.references import DOCKER_CONFIG_KEY
+from kaito_ray.render.metadata import metadata
+from kaito_ray.render.objects import render
+from kaito_ray.render.rayjob import ray_job_name
+from kaito_ray.rollout import has_room, roll_out
+from kaito_ray.settings import Settings
+from kaito_ray.status import tuned_before
+from kaito_ray.world import World
+
+_TOKEN_BYTES = 32
+
+
+class Children:
+    """What is made for Workspaces."""
+
+    def __init__(self, applier: Applier, cluster: Cluster, world: World, settings: Settings) -> None:
+        self._applier = applier
+        self._cluster = cluster
+        self._world = world
+        self._settings = settings
+
+    def job(self, plan: Plan | None) -> str:
+        """The name of the RayJob of a plan; empty when it does not tune."""
+        return ray_job_name(plan) if isinstance(plan, TunePlan) else ""
+
+    async def apply(
+        self, workspace: KubeObject, plan: Plan, nodes: NodesObserved, missing: Sequence[str], now: datetime
+    ) -> Applied:
+        """Bring everything to what the plan says; until nodes are ready nothing is created, only kept current.
+
+        Raises NotReadyYet for what will pass or be made, UserError for what somebody must settle.
+        """
+        kind, name = self._main(plan)
+        if kind is RAY_JOB and tuned_before(workspace, name):
+            return Applied()
+        self._require_kuberay(kind)
+        live = self._world.child(kind, (plan.namespace, name))
+        if live is None and not nodes.ready:
+            return Applied()
+        if live is None:
+            if missing:
+                raise NotReadyYet("; ".join(missing), reason="ReferenceMissing", delay_s=60)
+            if kind is RAY_SERVICE:
+                await self._require_free_service(plan)
+        await self._ensure_token(workspace, plan)
+        documents, notices = await self._documents(workspace, plan, live)
+        applied = await self._applier.apply(workspace, documents, now)
+        return Applied(applied.written, applied.contested, (*notices, *applied.notices))
+
+    def _main(self, plan: Plan) -> tuple[Kind, str]:
+        """The object that does the work."""
+        match plan:
+            case ServePlan():
+                return RAY_SERVICE, names.child_name(plan.name)
+            case TunePlan():
+                return RAY_JOB, ray_job_name(plan)
+            case _:
+                assert_never(plan)
+
+    async def _documents(
+        self, workspace: KubeObject, plan: Plan, live: KubeObject | None
+    ) -> tuple[list[KubeObject], list[Notice]]:
+        documents: list[KubeObject] = []
+        notices: list[Notice] = []
+        if isinstance(plan, ServePlan) and plan.pull_secrets:
+            documents.append(await self._registry_secret(plan))
+        for document in render(plan, self._settings):
+            if document["kind"] == DISRUPTION_BUDGET.kind and not self._wants_budget(workspace, document):
+                continue
+            if document["kind"] == RAY_SERVICE.kind:
+                service, notice = roll_out(document, live, has_room=lambda: self._has_room(plan))
+                documents.append(service)
+                notices += [notice] if notice else []
+            else:
+                documents.append(document)
+        return documents, notices
+
+    def _require_kuberay(self, kind: Kind) -> None:
+        if self._world.is_absent(kind):
+            raise NotReadyYet(
+                f"the CustomResourceDefinition {kind.crd} is not installed; install the KubeRay operator 1.7 or newer",
+                reason="KubeRayMissing",
+            )
+
+    def _wants_budget(self, workspace: KubeObject, document: KubeObject) -> bool:
+        """A disruption budget comes with readiness: over pods that never got ready it would only block drains."""
+        if self._world.child(DISRUPTION_BUDGET, key_of(document)) is not None:
+            return True
+        conditions = (workspace.get("status") or {}).get("conditions") or ()
+        return any(one["type"] == "WorkspaceReady" and one["status"] == "True" for one in conditions)
+
+    def _has_room(self, plan: Plan) -> bool:
+        return has_room(plan, self._world.nodes(plan.node_labels), self._world.all_pods())
+
+    async def _require_free_service(self, plan: Plan) -> None:
+        """KubeRay makes the Service, and would change one that is there already, such as KAITO's own."""
+        name = names.service_name(plan.name)
+        try:
+            service = await self._cluster.get(SERVICE, plan.namespace, name)
+        except NotFound:
+            return
+        owners = service["metadata"].get("ownerReferences") or ()
+        if not any((one["kind"], one["name"]) == (RAY_SERVICE.kind, names.child_name(plan.name)) for one in owners):
+            whose = f"belongs to {owners[0]['kind']} {owners[0]['name']}" if owners else "was not made by kaito-ray"
+            raise NameTaken(f"Service {name} exists and {whose}; delete it, or give the Workspace another name")
+
+    async def _ensure_token(self, workspace: KubeObject, plan: Plan) -> None:
+        """The token of the Workspace's Ray clusters: random, made once, the same over upgrades."""
+        name = names.token_secret_name(plan.name)
+        if self._world.child(SECRET, (plan.namespace, name)) is None:
+            token = secrets.token_urlsafe(_TOKEN_BYTES)
+            await self._applier.create_once(workspace, _secret(plan, name, {names.TOKEN_SECRET_KEY: _encoded(token)}))
+
+    async def _registry_secret(self, plan: ServePlan) -> KubeObject:
+        """The pull secrets of all adapters under one name, so that another adapter leaves the pods as they are."""
+        data = {}
+        for name in plan.pull_secrets:
+            found = await self._world.data(SECRET, (plan.namespace, name)) or {}
+            if DOCKER_CONFIG_KEY in found:
+                data[f"{name}.json"] = found[DOCKER_CONFIG_KEY]
+        return _secret(plan, names.registry_secret_name(plan.name), data)
+
+
+def _secret(plan: Plan, name: str, data: dict[str, str]) -> KubeObject:
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": metadata(plan, name), "type": "Opaque", "data": data}
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plan, observation and the previous status in, the new status out. Pure; called once per pass by reconcile.py.
+
+The previous status is only asked for what the world cannot tell any more: since when a condition holds, when a stage
+was reached, and whether a Workspace has ever been ready.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from kaito_ray import names
+from kaito_ray.conditions import (
+    WAITING,
+    Verdict,
+    inference_ready,
+    job_started,
+    resource_ready,
+    serving_succeeded,
+    tuning_succeeded,
+    workspace_ready,
+)
+from kaito_ray.nodes.provisioner import Notice
+from kaito_ray.observe import Observed
+from kaito_ray.plan import Plan
+from kaito_ray.workspace_status import Condition, NodePoolStatus, Status, TimelineEntry
+
+NODES_READY, IMAGE_PULLED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
+    "NodesReady",
+    "ImagePulled",
+    "ModelLoaded",
+    "JobStarted",
+    "Tuned",
+    "Ready",
+)
+
+
+KubeObject = dict[str, Any]
+
+
+def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, now: datetime) -> Status:
+    """The whole status of a Workspace as the API has it, so that one which cannot be parsed gets one too."""
+    previous = _before(workspace)
+    verdicts = _verdicts(workspace, plan, observed)
+    conditions = tuple(_condition(kind, verdict, workspace, now) for kind, verdict in verdicts.items())
+    ready = verdicts["WorkspaceReady"].holds
+    return Status(
+        conditions=conditions,
+        state=_state(workspace, verdicts, observed),
+        worker_nodes=observed.nodes.nodes,
+        target_node_count=plan.nodes if plan is not None else previous.get("targetNodeCount"),
+        endpoint=_endpoint(workspace, verdicts, observed),
+        node_pool=NodePoolStatus.model_validate(observed.nodes.node_pool) if observed.nodes.node_pool else None,
+        timeline=_timeline(workspace, observed, verdicts, ready=ready, now=now),
+    )
+
+
+def document_of(status: Status) -> dict[str, Any]:
+    """The status as it is stored."""
+    document: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return {key: value for key, value in document.items() if value not in ("", [], {})}
+
+
+def differs_only_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Whether nothing but messages and stages reached changed: such a status can wait to be written."""
+    return _essence(before) == _essence(after)
+
+
+def transitions(before: Mapping[str, Any], after: Status) -> Iterator[Notice]:
+    """What turned since the previous status, as Events; the whole stands for its parts when it turns with them."""
+    known = {one["type"]: one for one in before.get("conditions") or ()}
+    turned = [one for one in after.conditions if _turned(known.get(one.type), one)]
+    whole = [one for one in turned if one.type == "WorkspaceReady" and one.type in known]
+    for one in whole or [one for one in turned if one.type != "WorkspaceSucceeded"]:
+        yield Notice("Normal" if one.status == "True" else "Warning", one.reason, one.message)
+
+
+def tuned_before(workspace: KubeObject, job: str) -> bool:
+    """Whether the job of that name is known to have succeeded, whatever became of it since."""
+    return any(
+        entry.get("stage") == TUNED and entry.get("message") == job
+        for entry in _before(workspace).get("timeline") or ()
+    )
+
+
+def timestamp(moment: datetime) -> str:
+    """A time as Kubernetes writes it."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """A time as Kubernetes writes it, with or without fractions of a second."""
+    return datetime.fromisoformat(text)
+
+
+def _before(workspace: KubeObject) -> Mapping[str, Any]:
+    return workspace.get("status") or {}
+
+
+def _verdicts(workspace: KubeObject, plan: Plan | None, observed: Observed) -> dict[str, Verdict]:
+    resources = resource_ready(observed)
+    if "tuning" in workspace:
+        started = job_started(observed)
+        succeeded = tuning_succeeded(observed, tuned_before=tuned_before(workspace, observed.job))
+        return {
+            "ResourceReady": resources,
+            "JobStarted": started,
+            "WorkspaceSucceeded": succeeded,
+            "WorkspaceReady": workspace_ready((resources, started, succeeded)),
+        }
+    inference = inference_ready(plan, observed)
+    whole = workspace_ready((resources, inference))
+    return {
+        "ResourceReady": resources,
+        "InferenceReady": inference,
+        "WorkspaceSucceeded": serving_succeeded(whole),
+        "WorkspaceReady": whole,
+    }
+
+
+def _condition(kind: str, verdict: Verdict, workspace: KubeObject, now: datetime) -> Condition:
+    status = "True" if verdict.holds else "False"
+    before = next((one for one in _before(workspace).get("conditions") or () if one.get("type") == kind), None)
+    same = before is not None and before.get("status") == status
+    return Condition(
+        type=kind,
+        status=status,
+        reason=verdict.reason,
+        message=verdict.message,
+        last_transition_time=before["lastTransitionTime"] if before is not None and same else timestamp(now),
+        observed_generation=workspace["metadata"].get("generation"),
+    )
+
+
+def _state(workspace: KubeObject, verdicts: Mapping[str, Verdict], observed: Observed) -> str:
+    if "tuning" in workspace:
+        if verdicts["WorkspaceSucceeded"].holds:
+            return "Succeeded"
+        if observed.ray_job is not None and observed.ray_job.over:
+            return "Failed"
+        return "Running" if verdicts["JobStarted"].holds else "Pending"
+    if verdicts["WorkspaceReady"].holds:
+        return "Ready"
+    return "NotReady" if _before(workspace).get("state") in {"Ready", "NotReady"} else "Pending"
+
+
+def _endpoint(workspace: KubeObject, verdicts: Mapping[str, Verdict], observed: Observed) -> str:
+    """Where the server is, once there was one; it keeps its address while it is away."""
+    ready = "InferenceReady" in verdicts and verdicts["InferenceReady"].holds
+    if ready or (_before(workspace).get("endpoint") and observed.ray_service is not None):
+        metadata = workspace["metadata"]
+        return f"http://{names.service_name(metadata['name'])}.{metadata['namespace']}.svc"
+    return ""
+
+
+def _timeline(
+    workspace: KubeObject, observed: Observed, verdicts: Mapping[str, Verdict], *, ready: bool, now: datetime
+) -> tuple[TimelineEntry, ...]:
+    """The stages reached so far, each at its first time, in the order in which they were reached."""
+    timeline = [TimelineEntry.model_validate(entry) for entry in _before(workspace).get("timeline") or ()]
+    known = {(entry.stage, entry.message) for entry in timeline}
+    last = parse_timestamp(timeline[-1].time) if timeline else _created(workspace, now)
+    for stage, moment, message in sorted(_reached(observed, verdicts, ready, now), key=lambda one: one[1]):
+        if (stage, message) in known:
+            continue
+        # Clocks of nodes differ; a stage is never before the one that made it possible.
+        seconds = round(max(0.0, (moment - last).total_seconds()), 1)
+        last = max(moment, last)
+        timeline.append(TimelineEntry(stage=stage, time=timestamp(last), seconds=seconds, message=message))
+    return tuple(timeline)
+
+
+def _reached(
+    observed: Observed, verdicts: Mapping[str, Verdict], ready: bool, now: datetime
+) -> Iterator[tuple[str, datetime, str]]:
+    if observed.nodes.ready:
+        yield NODES_READY, now, ""
+    started = [parse_timestamp(pod.started) for pod in observed.pods if pod.started and not pod.head]
+    if started:
+        yield IMAGE_PULLED, min(started), ""
+    job = observed.ray_job
+    if job is not None and verdicts["JobStarted"].holds:
+        yield JOB_STARTED, now, job.name
+        if verdicts["WorkspaceSucceeded"].holds:
+            yield TUNED, now, job.name
+    active = observed.ray_service.active if observed.ray_service is not None else None
+    if active is not None and active.applications and all(one.status == "RUNNING" for one in active.applications):
+        yield MODEL_LOADED, now, ""
+    if ready:
+        yield READY, now, ""
+
+
+def _created(workspace: KubeObject, now: datetime) -> datetime:
+    created = workspace["metadata"].get("creationTimestamp")
+    return parse_timestamp(created) if created else now
+
+
+def _essence(status: Mapping[str, Any]) -> dict[str, Any]:
+    rest = {key: value for key, value in status.items() if key not in {"conditions", "timeline"}}
+    conditions = status.get("conditions") or ()
+    rest["conditions"] = {
+        one["type"]: (one["status"], one["reason"], one.get("observedGeneration")) for one in conditions
+    }
+    return rest
+
+
+def _turned(before: Mapping[str, Any] | None, after: Condition) -> bool:
+    """Whether a person would want to hear of it: what turned, and a new reason for what still does not hold."""
+    telling = after.status == "True" or after.reason not in WAITING
+    if before is None:
+        return after.status == "False" and telling
+    return before["status"] != after.status or (before["reason"] != after.reason and telling)

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator: everything kopf calls, and nothing else; the work is done by kaito_ray.
+
+    kopf run operator/main.py --all-namespaces
+    python operator/main.py --help
+
+The second form lists the settings. `KUBECONFIG` or the account of the pod gives the cluster, `POD_NAMESPACE` the place
+of the Lease. kopf watches Workspaces and brings admission requests; handlers only pass on what they are told, so kopf
+itself never writes to a Workspace, and replicas that do not lead can run beside the leader.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+
+from kaito_ray.cluster import Cluster, connect
+from kaito_ray.controller import Controller
+from kaito_ray.errors import KaitoRayError
+from kaito_ray.kinds import WORKSPACE
+from kaito_ray.lease import Lease
+from kaito_ray.nodes.byo import ByoNodes
+from kaito_ray.preset import load_catalogue
+from kaito_ray.probe import serve_probes
+from kaito_ray.settings import Settings
+from kaito_ray.sku import load_sizes
+from kaito_ray.wish import Planner
+
+logger = logging.getLogger("kaito_ray.operator")
+
+_WORKSPACES = (WORKSPACE.group, WORKSPACE.version, WORKSPACE.plural)
+
+
+class _Forever:
+    """Delays between attempts to reach the API server: kopf gives up where they end, so they never do."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.5, 1, 1, 2, 3, 5, 8)
+        while True:
+            yield 13
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
+    """Connect, and start everything that runs beside kopf."""
+    try:
+        ours = Settings.from_env(os.environ)
+        planner = Planner(load_catalogue(ours.presets_dir), load_sizes(ours.presets_dir), ours)
+    except KaitoRayError as error:
+        raise kopf.PermanentError(str(error)) from None
+    # kopf reports every event it hands over.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    settings.peering.standalone = True
+    settings.posting.enabled = False
+    settings.networking.error_backoffs = _Forever()
+    settings.networking.request_timeout = 30
+    settings.watching.connect_timeout = 10
+
+    api = await connect(os.environ)
+    memo.lease = Lease(api, os.environ.get("POD_NAMESPACE", ours.operator_namespace), _identity())
+    memo.cluster = Cluster(api, fence=memo.lease.seconds_left)
+    memo.controller = Controller(memo.cluster, memo.lease, planner, lambda _cluster, world: ByoNodes(world.nodes))
+    memo.probes = await serve_probes(ours.health_port, lambda: memo.controller.waits_for)
+    memo.running = asyncio.create_task(memo.controller.run(), name="controller")
+    memo.running.add_done_callback(_stop_if_broken)
+
+
+@kopf.on.cleanup()
+async def stop(memo: Any, **_: Any) -> None:
+    """Finish what is under way, and hand the Lease over so that another replica need not wait for it."""
+    memo.running.cancel()
+    await asyncio.wait([memo.running])
+    await memo.lease.release()
+    await memo.probes.cleanup()
+    await memo.cluster.close()
+
+
+@kopf.on.event(*_WORKSPACES)
+async def workspace_event(event: kopf.RawEvent, memo: Any, **_: Any) -> None:
+    """Wake the Workspace that was made, changed or deleted."""
+    if event["type"] == "DELETED":
+        memo.controller.lost(event["object"])
+    else:
+        memo.controller.saw(event["object"])
+
+
+def _identity() -> str:
+    """Who holds the Lease: the pod, and which life of it."""
+    return f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+
+
+def _stop_if_broken(task: asyncio.Task[None]) -> None:
+    """An operator whose controller ended is of no use: stop it, Kubernetes starts another."""
+    if not task.cancelled() and task.exception() is not None:
+        logger.critical("the controller ended by an error", exc_info=task.exception())
+        signal.raise_signal(signal.SIGTERM)
