@@ -7,7 +7,7 @@ and that does not stand there counts as empty, because it may stand in the clust
 
 from dataclasses import dataclass
 
-from kaito_ray.errors import InvalidManifest, KaitoRayError, Problem, UnknownPreset
+from kaito_ray.errors import InvalidManifest, KaitoRayError, Problem, UnknownPreset, UnknownSize
 from kaito_ray.manifest import Entry, Finding, Manifest
 from kaito_ray.plan import Plan, plan
 from kaito_ray.preset import Catalogue, load_catalogue
@@ -49,8 +49,18 @@ def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes:
     if work is None or work.preset is None:
         message = "describes pods of one's own, and kaito-ray makes its own from a preset; name one in inference.preset"
         raise InvalidManifest([Problem(("inference", "template"), message)])
-    preset = catalogue.get(work.preset.name)
-    sku = sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
+    unknown: list[Problem] = []
+    preset, sku = None, None
+    try:
+        preset = catalogue.get(work.preset.name)
+    except UnknownPreset as error:
+        unknown.append(Problem(_path(error, workspace), str(error)))
+    try:
+        sku = sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
+    except UnknownSize as error:
+        unknown.append(Problem(_path(error, workspace), str(error)))
+    if preset is None or unknown:
+        raise InvalidManifest(unknown)
     config = manifest.config_map(work.config, workspace.metadata.namespace) if work.config else None
     return plan(workspace, preset, sku, settings, config=config, sizes=sizes)
 

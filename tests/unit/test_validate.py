@@ -205,6 +205,14 @@ def test_private_addresses_can_be_allowed(tmp_path: Path, monkeypatch: pytest.Mo
     assert validate(tmp_path, text).exit_code == 0
 
 
+def test_unknown_model_and_unknown_size_are_both_said(tmp_path: Path) -> None:
+    text = SERVE.replace("phi-3-mini-128k-instruct", "phi-33").replace("NC24ads_A100_v4", "NC24ads_A100_v5")
+    result = validate(tmp_path, text)
+    assert result.exit_code == 1
+    assert "w.yaml:6 resource.instanceType: " in result.stdout
+    assert "w.yaml:12 inference.preset.name: " in result.stdout
+
+
 def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     text = SERVE.replace("phi-3-mini-128k-instruct", "deepseek-ai/DeepSeek-R1-0528").split("  adapters:")[0]
     result = validate(tmp_path, text)
