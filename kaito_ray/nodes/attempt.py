@@ -21,6 +21,8 @@ BACKOFF_LAST = timedelta(minutes=15)
 _NOT_ABOUT_SIZE = frozenset(
     {Reason.IN_PROGRESS, Reason.PREEMPTED, Reason.THROTTLED, Reason.TRANSIENT, Reason.AUTH, Reason.SUBNET}
 )
+# Nothing but another candidate may help; quota and capacity, which come back, are the matter of blocks.
+_ITS_OWN = frozenset({Reason.UNKNOWN, Reason.TIMED_OUT, Reason.INVALID})
 # Somebody has to change something first; a look now and then is enough to notice.
 _SLOW = frozenset({Reason.INVALID, Reason.SUBNET, Reason.AUTH})
 _NEVER = datetime.max.replace(tzinfo=UTC)
@@ -51,11 +53,12 @@ def choose(
 ) -> Offer | Blocked:
     """The first offer in the order of preference that nothing speaks against, or what to wait for.
 
-    A candidate with a zone counts only after the same without one failed for lack of capacity.
+    A candidate with a zone counts only after the same without one failed for lack of capacity. One that failed for
+    reasons of its own comes after those that did not.
     """
     live = [block for block in blocks if block.until > now]
     obstacles: list[tuple[Offer, _Obstacle]] = []
-    for offer in offers:
+    for offer in sorted(offers, key=lambda offer: _own_failures(offer, attempts)):
         if offer.candidate.zone and not _region_is_full(offer, live):
             continue
         obstacle = _obstacle(offer, attempts, live, now, policy)
@@ -87,6 +90,11 @@ def _obstacle(
             if one.reason is Reason.TIMED_OUT and one.candidate.instance_type.lower() == size
         ]
     return max((one for one in found if one.until > now), key=lambda one: one.until, default=None)
+
+
+def _own_failures(offer: Offer, attempts: Sequence[Attempt]) -> int:
+    reasons = [one.reason for one in attempts if one.candidate == offer.candidate]
+    return sum(reason in _ITS_OWN for reason in reasons) + max(0, reasons.count(Reason.BOOTSTRAP) - 1)
 
 
 def _delay(reason: Reason, failures: int) -> timedelta:

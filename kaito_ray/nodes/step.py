@@ -24,7 +24,8 @@ VANISHED = timedelta(minutes=2)
 REPAIR_EVERY = timedelta(minutes=10)
 _NAMED = 5
 SOON_S = 1.0
-WATCH_S = 15.0
+# With the spread of passes and the age of the list, a failure shows within half a minute.
+WATCH_S = 10.0
 STEADY_S = 60.0
 
 

@@ -20,7 +20,7 @@ from azure.mgmt.containerservice.aio import ContainerServiceClient
 
 from builders import a_document, a_serve_plan
 from cluster.fake_arm import FakeArm
-from cluster.fake_nodes import FakeNodes
+from cluster.fake_nodes import SIZES, FakeNodes
 from cluster.fake_pool import Clock, FakePool
 from kaito_ray.errors import DoesNotFit, NotReadyYet
 from kaito_ray.nodes.aks import AksNodes
@@ -30,7 +30,7 @@ from kaito_ray.nodes.candidate import size_in_use
 from kaito_ray.nodes.provisioner import NodesObserved, Notice
 from kaito_ray.plan import Plan
 from kaito_ray.settings import Settings
-from kaito_ray.sku import Sizes, load_sizes
+from kaito_ray.sku import Sizes
 from kaito_ray.workspace import Workspace, parse_workspace
 from kaito_ray.workspace_status import NodePoolStatus
 
@@ -128,7 +128,7 @@ class Rig:
     async def run_for(self, seconds: float) -> None:
         """Pass after pass for that long."""
         end = self.clock.now + timedelta(seconds=seconds)
-        await self.run(lambda: min(self._due.values()) > end)
+        await self.run(lambda: min(self._due.values()) > end, seconds)
         self.clock.now = end
 
     async def delete(self, name: str, limit_s: float = 7200.0) -> int:
@@ -197,7 +197,7 @@ async def aks_rig(**settings: Json) -> AsyncIterator[Rig]:
                 **settings,
             ),
             nodes=FakeNodes(arm),
-            sizes=load_sizes(),
+            sizes=SIZES,
         )
         rig.restart()
         try:

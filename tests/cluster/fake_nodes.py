@@ -17,6 +17,7 @@ from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.sku import Sizes, load_sizes
 
 Json = Any
+SIZES = load_sizes()
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class FakeNodes:
     no_plugin: bool = False
     upper_case_sizes: bool = False
     cordoned: set[str] = field(default_factory=set)
-    sizes: Sizes = field(default_factory=load_sizes)
+    sizes: Sizes = SIZES
 
     def documents(self) -> list[dict[str, Json]]:
         """Every Node there is now, system pools included."""
