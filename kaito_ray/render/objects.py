@@ -7,13 +7,12 @@ are made where objects are applied, as are owner references.
 """
 
 from collections.abc import Iterable
-from typing import Any, assert_never
-
-import yaml
+from typing import assert_never
 
 from kaito_ray.plan import Plan, ServePlan, TunePlan
 from kaito_ray.render.claim import checkpoint_claim, claim_name
 from kaito_ray.render.configmap import tune_arguments
+from kaito_ray.render.dumper import dump_yaml
 from kaito_ray.render.metadata import KubeObject
 from kaito_ray.render.networkpolicy import network_policy
 from kaito_ray.render.pdb import disruption_budgets
@@ -35,15 +34,7 @@ def render(plan: Plan, settings: Settings) -> list[KubeObject]:
 
 def to_yaml(objects: Iterable[KubeObject]) -> str:
     """The objects as one YAML stream, keys in the order in which people write them."""
-    return yaml.dump_all(
-        objects,
-        Dumper=_Dumper,
-        sort_keys=False,
-        default_flow_style=False,
-        allow_unicode=True,
-        explicit_start=True,
-        width=2**20,
-    )
+    return dump_yaml(list(objects), sort_keys=False, explicit_start=True)
 
 
 def _serving(plan: ServePlan, settings: Settings) -> list[KubeObject]:
@@ -67,17 +58,3 @@ def _tuning(plan: TunePlan, settings: Settings) -> list[KubeObject]:
         *disruption_budgets(plan, plan.nodes),
         ray_job(plan, job, claim, settings),
     ]
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and equal parts twice instead of as `*id001`."""
-
-    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        return True
-
-
-def _block(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
-
-
-_Dumper.add_representer(str, _block)

@@ -22,7 +22,7 @@ GRACE_PERIOD_S = DRAIN_TIMEOUT_S + 20
 
 _USER = 1000
 TOLERATIONS = (
-    {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    {"operator": "Equal", **names.TAINT_GPU},
     {"key": "nvidia.com/gpu", "operator": "Exists"},
     {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
 )

@@ -2,12 +2,10 @@
 """A ServePlan in, the RayService out, with the Service that KubeRay makes of it. Called by objects.py."""
 
 import math
-from typing import Any
-
-import yaml
 
 from kaito_ray import names
 from kaito_ray.plan import ServePlan
+from kaito_ray.render.dumper import dump_yaml
 from kaito_ray.render.metadata import KubeObject, labels, metadata
 from kaito_ray.render.pods import fetch_env, hub_token
 from kaito_ray.render.raycluster import ray_cluster
@@ -28,7 +26,8 @@ def ray_service(plan: ServePlan, settings: Settings) -> KubeObject:
             # wake a service that was scaled to zero.
             "excludeHeadPodFromServeSvc": not (plan.autoscaling and plan.autoscaling.min_replicas == 0),
             "serveService": _service(plan),
-            "serveConfigV2": _yaml(serve_config(plan)),
+            # Sorted, because KubeRay compares the text and PUTs it again when it differs.
+            "serveConfigV2": dump_yaml([serve_config(plan)], sort_keys=True, explicit_start=False),
             "rayClusterConfig": ray_cluster(
                 plan,
                 settings.serve_image,
@@ -68,8 +67,3 @@ def _service(plan: ServePlan) -> KubeObject:
             ],
         },
     }
-
-
-def _yaml(document: Any) -> str:
-    """Sorted keys and unfolded lines: KubeRay compares the text and PUTs it again when it differs."""
-    return yaml.safe_dump(document, sort_keys=True, default_flow_style=False, allow_unicode=True, width=2**20)
