@@ -62,9 +62,11 @@ def inference_ready(plan: Plan | None, observed: Observed) -> Verdict:
     return _not_serving(service, observed)
 
 
-def job_started(observed: Observed) -> Verdict:
+def job_started(observed: Observed, *, tuned_before: bool) -> Verdict:
     """The tuning job runs, or has run."""
     job = observed.ray_job
+    if tuned_before and job is None:
+        return Verdict(True, "WorkspaceTuningJobStatusStarted", "tuning is done")
     refused = _refused(observed)
     if refused is not None:
         return refused

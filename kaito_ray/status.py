@@ -57,8 +57,8 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
 
 def document_of(status: Status) -> dict[str, Any]:
     """The status as it is stored."""
-    document: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_none=True)
-    return {key: value for key, value in document.items() if value not in ("", [], {})}
+    document: dict[str, Any] = status.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return document
 
 
 def differs_only_in_words(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
@@ -100,8 +100,9 @@ def _before(workspace: KubeObject) -> Mapping[str, Any]:
 def _verdicts(workspace: KubeObject, plan: Plan | None, observed: Observed) -> dict[str, Verdict]:
     resources = resource_ready(observed)
     if "tuning" in workspace:
-        started = job_started(observed)
-        succeeded = tuning_succeeded(observed, tuned_before=tuned_before(workspace, observed.job))
+        done = tuned_before(workspace, observed.job)
+        started = job_started(observed, tuned_before=done)
+        succeeded = tuning_succeeded(observed, tuned_before=done)
         return {
             "ResourceReady": resources,
             "JobStarted": started,
