@@ -20,6 +20,7 @@ class Work:
         self.gate = asyncio.Event()
         self.gate.set()
         self.started = asyncio.Event()
+        self.ended = asyncio.Condition()
 
     async def __call__(self, key: str) -> float | None:
         self.calls[key] += 1
@@ -27,13 +28,14 @@ class Work:
         self.most_at_once = max(self.most_at_once, self.at_once[key])
         self.started.set()
         await self.gate.wait()
-        self.at_once[key] -= 1
+        async with self.ended:
+            self.at_once[key] -= 1
+            self.ended.notify_all()
         return None
 
     async def until(self, key: str, calls: int) -> None:
-        async with asyncio.timeout(2):
-            while self.calls[key] < calls or self.at_once[key]:
-                await asyncio.sleep(0)
+        async with asyncio.timeout(2), self.ended:
+            await self.ended.wait_for(lambda: self.calls[key] >= calls and not self.at_once[key])
 
 
 async def running(queue: WorkQueue[str]) -> asyncio.Task[None]:
