@@ -153,7 +153,7 @@ def test_all_files_are_judged(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["validate", str(tmp_path / "none.yaml"), str(tmp_path / "a.yaml")])
     assert result.exit_code == 1
     assert "none.yaml:1 there is no such file" in result.stdout
-    assert "2 files, 1 errors" in result.stderr
+    assert "2 files, 1 error, " in result.stderr
 
 
 def test_the_command_line_at_fault_is_another_exit_code() -> None:
