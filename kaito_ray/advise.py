@@ -49,10 +49,16 @@ def offers(
 def cheapest(
     preset: Preset, sizes: Iterable[Sku], demand: Demand, *, max_nodes: int, max_hourly_usd: float | None = None
 ) -> Offer | None:
-    """The cheapest size that kaito-ray may pick by itself; None when there is none."""
+    """The cheapest size that kaito-ray may pick by itself; None when there is none.
+
+    One node is preferred to several: a pipeline over cheap nodes costs little, and answers slowly.
+    """
     candidates = [sku for sku in sizes if sku.suggested and sku.usd_per_hour is not None]
-    found = offers(preset, candidates, demand, max_nodes=max_nodes, max_hourly_usd=max_hourly_usd)
-    return found[0] if found else None
+    for nodes in dict.fromkeys((1, max_nodes)):
+        found = offers(preset, candidates, demand, max_nodes=nodes, max_hourly_usd=max_hourly_usd)
+        if found:
+            return found[0]
+    return None
 
 
 def _rank(offer: Offer) -> tuple[bool, float, int, str]:

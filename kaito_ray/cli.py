@@ -82,9 +82,74 @@ def validate(
         for finding in findings:
             typer.echo(str(finding))
     errors = sum(finding.severity == "error" for finding in findings)
-    typer.echo(f"{len(files)} files, {errors} errors, {len(findings) - errors} remarks", err=True)
+    counts = ((len(files), "file"), (errors, "error"), (len(findings) - errors, "remark"))
+    typer.echo(", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts), err=True)
     if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    files: Annotated[
+        list[Path] | None, typer.Option("-f", "--file", help="YAML file with Workspaces; - is stdin")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="plan this model instead of a file")] = None,
+    instance_type: Annotated[
+        str, typer.Option(help="with --model: the GPU size; the cheapest that fits by default")
+    ] = "",
+    context: Annotated[int | None, typer.Option(min=1, help="tokens of context to plan for")] = None,
+    advise: Annotated[bool, typer.Option("--advise", help="rank the sizes that hold the model by price")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show the nodes, the GPUs, the memory and the price of every Workspace in FILE, or of one model."""
+    import os
+
+    from kaito_ray import explain, plan_command
+    from kaito_ray.settings import Settings
+
+    if (model is None) == (not files):
+        raise typer.BadParameter("give either -f FILE or --model NAME")
+    if instance_type and model is None:
+        raise typer.BadParameter("--instance-type goes with --model; in a file it is resource.instanceType")
+    settings = Settings.from_env(os.environ)
+    if model is None:
+        answers = plan_command.answers_of_files(files or [], settings, context=context)
+    else:
+        answers = plan_command.answers_of_question(model, instance_type, settings, context=context)
+    report = plan_command.Report(answers, settings, context=context, advise=advise)
+    if output is Output.JSON:
+        typer.echo(json.dumps(report.records(), indent=2))
+    else:
+        explain.print_all(report.views())
+    if any(answer.plan is None for answer in answers):
+        raise typer.Exit(1)
+
+
+@app.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="one model, by hub id or alias")] = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List the models kaito-ray knows, or show one with the sizes it fits on."""
+    import os
+
+    from kaito_ray import explain, plan_command, plan_record
+    from kaito_ray.preset import load_catalogue
+    from kaito_ray.settings import Settings
+
+    settings = Settings.from_env(os.environ)
+    catalogue = load_catalogue(settings.presets_dir)
+    if name is None:
+        if output is Output.JSON:
+            typer.echo(json.dumps([plan_record.preset_record(preset) for preset in catalogue], indent=2))
+        else:
+            explain.print_all([explain.presets_view(list(catalogue))])
+        return
+    preset = catalogue.get(name)
+    if output is Output.JSON:
+        typer.echo(json.dumps(plan_command.preset_details(preset, settings), indent=2))
+    else:
+        explain.print_all([explain.preset_view(preset, plan_command.preset_offers(preset, settings))])
 
 
 @app.command()

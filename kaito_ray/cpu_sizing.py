@@ -9,7 +9,7 @@ from kaito_ray.errors import DoesNotFit
 from kaito_ray.kv_cache import kv_layout
 from kaito_ray.plan import MemoryBudget
 from kaito_ray.preset import Preset
-from kaito_ray.shape import Load, Shape
+from kaito_ray.shape import CPU_BLOCK, Load, Shape
 from kaito_ray.sizing import Sizing
 from kaito_ray.sku import Sku
 
@@ -21,8 +21,6 @@ _KV_FLOOR_GIB = 0.5
 _KV_CAP_GIB = 4.0
 # Below this a chat is of no use.
 _LEAST_CONTEXT = 512
-# The block of vLLM's CPU attention kernel.
-_BLOCK = 128
 _SHAPE = Shape(1, 1)
 
 
@@ -44,7 +42,7 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
         kv_bytes=4,
         lora_slots=2 if lora else 0,
         lora_rank=64 if lora else 0,
-        block=_BLOCK,
+        block=CPU_BLOCK,
     )
     weights = memory.weights_gib(preset, _SHAPE, load)
     activations = memory.activations_gib(preset, _SHAPE, load)

@@ -71,16 +71,20 @@ def kv_layout(preset: Preset, shape: Shape, load: Load) -> KvLayout:
 
     Layers of one kind form groups of equal size, the smallest kind giving the size, and all groups take blocks from
     one pool, so a block is as wide as the widest kind and holds more tokens of the others. A state is padded to whole
-    blocks of attention. Scheduled tokens are one batch per pipeline stage, two where scheduling overlaps computing.
+    blocks of attention, and so is any width that does not divide. Scheduled tokens are one batch per pipeline stage and one more, because scheduling overlaps
+    computing (config/vllm.py, max_concurrent_batches).
     """
     kinds = [group for group in _cache_layers(preset) if group.kind != "none"]
-    in_flight = load.batched_tokens * max(shape.pipeline, 2)
+    in_flight = load.batched_tokens * (shape.pipeline + 1)
     share = math.ceil(preset.layers / shape.pipeline) / preset.layers
+    if not kinds:
+        return KvLayout((), 0, in_flight)
     if any(group.ratio for group in kinds):
         return _compressed_layout(kinds, in_flight, share)
     widths = [_layer_bytes(preset, group, shape, load) for group in kinds]
-    page = max(width * load.block for group, width in zip(kinds, widths, strict=True) if group.kind != "recurrent")
     states = [width for group, width in zip(kinds, widths, strict=True) if group.kind == "recurrent"]
+    pages = [width * load.block for group, width in zip(kinds, widths, strict=True) if group.kind != "recurrent"]
+    page = max(pages, default=max(states, default=0))
     if states:
         page *= max(math.ceil(max(states) / page), 1)
     size = min(group.layers for group in kinds)
@@ -89,7 +93,7 @@ def kv_layout(preset: Preset, shape: Shape, load: Load) -> KvLayout:
     groups = tuple(
         LayerGroup(
             count=math.ceil(group.layers / size),
-            block=max(page // width // load.block, 1) * load.block if group.kind != "recurrent" else 1,
+            block=load.block * (page // (width * load.block) if page % (width * load.block) == 0 else 1),
             window=group.window,
             recurrent=group.kind == "recurrent",
         )

@@ -25,18 +25,29 @@ class Planned:
     problems: tuple[Finding, ...]
 
 
-def plan_manifest(manifest: Manifest, settings: Settings) -> list[Planned]:
-    """Plan every Workspace, in the order of the file; one that cannot be planned does not keep others from it."""
-    catalogue, sizes = load_catalogue(settings.presets_dir), load_sizes(settings.presets_dir)
-    return [_planned(entry, manifest, catalogue, sizes, settings) for entry in manifest.entries]
+def plan_manifest(manifest: Manifest, settings: Settings, *, context: int | None = None) -> list[Planned]:
+    """Plan every Workspace, in the order of the file; one that cannot be planned does not keep others from it.
+
+    `context` asks for so many tokens in every Workspace that serves.
+    """
+    facts = _Facts(load_catalogue(settings.presets_dir), load_sizes(settings.presets_dir), settings, context)
+    return [_planned(entry, manifest, facts) for entry in manifest.entries]
 
 
-def _planned(entry: Entry, manifest: Manifest, catalogue: Catalogue, sizes: Sizes, settings: Settings) -> Planned:
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    catalogue: Catalogue
+    sizes: Sizes
+    settings: Settings
+    context: int | None
+
+
+def _planned(entry: Entry, manifest: Manifest, facts: _Facts) -> Planned:
     workspace = entry.workspace
     if workspace is None:
         return Planned(entry, None, entry.problems)
     try:
-        return Planned(entry, _plan(workspace, manifest, catalogue, sizes, settings), ())
+        return Planned(entry, _plan(workspace, manifest, facts), ())
     except InvalidManifest as error:
         problems = error.problems
     except KaitoRayError as error:
@@ -44,7 +55,7 @@ def _planned(entry: Entry, manifest: Manifest, catalogue: Catalogue, sizes: Size
     return Planned(entry, None, tuple(entry.finding(problem) for problem in problems))
 
 
-def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes: Sizes, settings: Settings) -> Plan:
+def _plan(workspace: Workspace, manifest: Manifest, facts: _Facts) -> Plan:
     work = workspace.inference or workspace.tuning
     if work is None or work.preset is None:
         message = "describes pods of one's own, and kaito-ray makes its own from a preset; name one in inference.preset"
@@ -52,17 +63,17 @@ def _plan(workspace: Workspace, manifest: Manifest, catalogue: Catalogue, sizes:
     unknown: list[Problem] = []
     preset, sku = None, None
     try:
-        preset = catalogue.get(work.preset.name)
+        preset = facts.catalogue.get(work.preset.name)
     except UnknownPreset as error:
         unknown.append(Problem(_path(error, workspace), str(error)))
     try:
-        sku = sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
+        sku = facts.sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
     except UnknownSize as error:
         unknown.append(Problem(_path(error, workspace), str(error)))
     if preset is None or unknown:
         raise InvalidManifest(unknown)
     config = manifest.config_map(work.config, workspace.metadata.namespace) if work.config else None
-    return plan(workspace, preset, sku, settings, config=config, sizes=sizes)
+    return plan(workspace, preset, sku, facts.settings, config=config, sizes=facts.sizes, context=facts.context)
 
 
 def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:

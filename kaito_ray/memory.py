@@ -29,7 +29,7 @@ def weights_gib(preset: Preset, shape: Shape, load: Load) -> float:
     not layers and sit on the first and the last stage. Tensor parallelism divides all matrices. 2 % are added for
     what is replicated (norms, biases, routers) and for alignment: KAITO's own estimator uses the same 1.02.
     """
-    total = preset.weights_gib * load.weight_bytes
+    total = preset.engine_gib * load.weight_bytes
     if shape.pipeline > 1:
         table = preset.vocab_size * preset.hidden_size * 2 * load.weight_bytes / GIB
         layers = max(total - 2 * table, 0.0)

@@ -167,11 +167,13 @@ def plan(
     *,
     config: Mapping[str, str] | None = None,
     sizes: "Sizes | None" = None,
+    context: int | None = None,
 ) -> Plan:
     """Decide everything about a Workspace; raises DoesNotFit or InvalidManifest with the reason.
 
     Without a `sku` the cheapest of `sizes` that fits is taken; `sizes` also lets the reason name one that would do.
     `config` is the data of the ConfigMap that `inference.config` or `tuning.config` names, None when there is none.
+    `context` asks for so many tokens, whatever the ConfigMap says.
     """
     # The planners import the values above, so they cannot be imported before those exist.
     from kaito_ray.inference_config import parse_inference_config
@@ -192,4 +194,5 @@ def plan(
         settings,
         config=parse_inference_config(config),
         sizes=sizes,
+        context=context,
     )

@@ -2,6 +2,7 @@
 """An inference Workspace, its preset and size in; a ServePlan out. Called by plan.plan()."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from kaito_ray.annotations import read_annotations
@@ -29,10 +30,13 @@ def plan_serve(
     *,
     config: InferenceConfig,
     sizes: Sizes | None,
+    context: int | None,
 ) -> ServePlan:
     """Every decision about serving; raises DoesNotFit when nothing within the caps holds the model."""
     wishes = read_annotations(workspace, preset)
     demand = config.demand(preset)
+    if context is not None:
+        demand = replace(demand, context=context)
     if inference.adapters and not demand.lora:
         why = (
             "enable-lora is false in inference.config" if preset.lora else "vLLM does not serve adapters of this model"
@@ -52,6 +56,8 @@ def plan_serve(
     worker = worker_size(sku)
     placement = _placement(sku, sizing, worker.cpus)
     flags = engine_flags(preset, sku, sizing, executor=placement.executor) | dict(wishes.flags) | dict(config.flags)
+    if context is not None:
+        flags["max-model-len"] = sizing.max_model_len
     options = inference.preset.preset_options if inference.preset else None
     served = flags.pop("served-model-name", None)
     return ServePlan(

@@ -102,8 +102,8 @@ def training_gib(preset: Preset, *, quantised: bool, length: int) -> float:
     float32. 1 GiB for CUDA and the allocator.
     """
     tables = 2 * preset.vocab_size * preset.hidden_size * 2 / GIB
-    layers = max(preset.weights_gib - tables, 0.0)
-    weights = layers * (4.127 / 16 if quantised else 1.0) + min(tables, preset.weights_gib)
+    layers = max(preset.engine_gib - tables, 0.0)
+    weights = layers * (4.127 / 16 if quantised else 1.0) + min(tables, preset.engine_gib)
     adapter = 16 * _RANK * 20 * preset.hidden_size * preset.layers / GIB
     inner = preset.intermediate_size or 4 * preset.hidden_size
     activations = length * 2 * (preset.layers * preset.hidden_size + 8 * preset.hidden_size + 6 * inner) / GIB

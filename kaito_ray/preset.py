@@ -62,6 +62,8 @@ class Preset(BaseModel):
     revision: str | None = None
     architecture: str
     weights_gib: float = Field(gt=0)
+    loaded_gib: float | None = None
+    """What the engine loads of the weights, where the hub stores more than one form of them."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """What the weights are stored in, or what a quantised model computes in."""
     quantization: str | None = None
@@ -100,6 +102,11 @@ class Preset(BaseModel):
     def head_dim(self) -> int:
         """Elements of one head; hidden size over heads unless the model says otherwise."""
         return self.attention_head_dim or self.hidden_size // self.heads
+
+    @property
+    def engine_gib(self) -> float:
+        """The weights an engine holds, in the form they are stored in."""
+        return self.loaded_gib or self.weights_gib
 
     @property
     def mla(self) -> bool:

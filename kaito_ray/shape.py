@@ -9,6 +9,8 @@ from dataclasses import dataclass
 GIB = 2**30
 # The smallest piece of KV cache vLLM hands out, in tokens (its default block size).
 BLOCK = 16
+# The same for vLLM's attention kernel on CPUs.
+CPU_BLOCK = 128
 
 
 @dataclass(frozen=True, slots=True)

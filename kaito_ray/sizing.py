@@ -21,6 +21,8 @@ DEFAULT_CONTEXT = 2048
 COMFORTABLE_CONTEXT = 8192
 # Slots and rank of adapters, tried in this order; vLLM accepts adapters up to the rank.
 LORA_STEPS = ((4, 64), (1, 64), (1, 16))
+# vLLM runs on Volta and later (its installation guide).
+_VLLM_NEEDS = 7.0
 # vLLM 0.32's get_min_capability (model_executor/layers/quantization/), by the method's name in the model's config.
 _QUANTIZATION_NEEDS = {
     "MIXED_PRECISION": 8.0,
@@ -69,7 +71,8 @@ class Sizing:
     @property
     def concurrency(self) -> float:
         """Sequences of full length that fit at once into one copy's cache."""
-        return self.budget.kv_cache_gib / self.layout.sequence_gib(self.max_model_len)
+        one = self.layout.sequence_gib(self.max_model_len)
+        return self.budget.kv_cache_gib / one if one else float(self.load.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,7 @@ def size_unchecked(preset: Preset, sku: Sku, demand: Demand, *, nodes: int) -> S
     """Every GPU of `nodes` nodes for one copy, whether it fits or not: for users who bypass the check."""
     tensor = demand.tensor or tensor_sizes(preset, sku.gpus)[-1]
     shape = Shape(tensor, demand.pipeline or nodes)
-    load = next(_with_adapters(serving_load(preset, sku, demand), demand))
+    load = next(serving_loads(preset, sku, demand))
     return Sizing(
         shape=shape,
         nodes=shape.pipeline,
@@ -133,14 +136,16 @@ def size_unchecked(preset: Preset, sku: Sku, demand: Demand, *, nodes: int) -> S
 def require_runnable(preset: Preset, sku: Sku) -> None:
     """Raise DoesNotFit where memory is not the question: the GPU lacks what the model needs."""
     capability = sku.compute_capability or 0.0
-    needs = max(_QUANTIZATION_NEEDS.get(preset.quantization or "", 7.0), preset.min_compute_capability)
+    needs = max(_VLLM_NEEDS, _QUANTIZATION_NEEDS.get(preset.quantization or "", 0.0), preset.min_compute_capability)
     if capability < needs:
-        what = (
-            f"its {preset.quantization} weights" if preset.min_compute_capability < needs else "its attention kernels"
-        )
+        what = "vLLM needs"
+        if preset.min_compute_capability == needs:
+            what = "its attention kernels need"
+        elif needs > _VLLM_NEEDS:
+            what = f"its {preset.quantization} weights need"
         raise DoesNotFit(
-            f"{preset.name} cannot run on {sku.name}: {what if needs > 7.0 else 'vLLM'} needs compute capability "
-            f"{needs:.1f}, its {sku.gpu} has {capability:.1f}",
+            f"{preset.name} cannot run on {sku.name}: {what} compute capability {needs:.1f}, and {sku.gpu} has "
+            f"{capability:.1f}",
             reason="UnsupportedInstanceType",
         )
     if not sku.bfloat16 and not preset.float16:
@@ -150,20 +155,25 @@ def require_runnable(preset: Preset, sku: Sku) -> None:
         )
 
 
-def serving_load(preset: Preset, sku: Sku, demand: Demand) -> Load:
-    """What an engine is asked to carry on that size, adapters aside.
+def serving_loads(preset: Preset, sku: Sku, demand: Demand) -> Iterator[Load]:
+    """What an engine may be asked to carry on that size, the most first.
 
     256 sequences and 2,048 tokens per step are vLLM's defaults for a server; with 70 GiB or more and no A100 it takes
     8,192 tokens (engine/arg_utils.py). Models with images take 8,192 everywhere, because an image must fit one step.
-    Both are pinned in the engine's flags, so that the arithmetic and the engine agree.
+    Both are pinned in the engine's flags, so that the arithmetic and the engine agree. Where that leaves too little, the
+    step and then the adapters' slots get smaller.
     """
-    roomy = (sku.gpu_gib >= 70 and "A100" not in sku.gpu) or preset.multimodal
     dtype = demand.kv_cache_dtype or str(preset.engine.get("kv-cache-dtype", ""))
-    return Load(
-        sequences=demand.sequences or 256,
-        batched_tokens=demand.batched_tokens or (8192 if roomy else 2048),
-        kv_bytes=1 if dtype.startswith(("fp8", "int8")) else 2,
-    )
+    kv_bytes = 1 if dtype.startswith(("fp8", "int8")) else 2
+    roomy = sku.gpu_gib >= 70 and "A100" not in sku.gpu
+    steps = (8192,) if preset.multimodal else (8192, 2048) if roomy else (2048,)
+    for tokens in (demand.batched_tokens,) if demand.batched_tokens else steps:
+        load = Load(sequences=demand.sequences or 256, batched_tokens=tokens, kv_bytes=kv_bytes)
+        if not demand.lora:
+            yield load
+            continue
+        for slots, rank in LORA_STEPS:
+            yield replace(load, lora_slots=demand.lora_slots or slots, lora_rank=demand.lora_rank or rank)
 
 
 def tensor_sizes(preset: Preset, gpus: int) -> list[int]:
@@ -198,23 +208,13 @@ def _shapes(preset: Preset, gpus: int, demand: Demand, max_nodes: int) -> Iterat
 
 
 def _fit(preset: Preset, sku: Sku, shape: Shape, demand: Demand, needed: int) -> _Fit | None:
-    """The first number of adapter slots beside which `needed` tokens fit."""
-    plain = serving_load(preset, sku, demand)
-    layout = kv_layout(preset, shape, plain)
-    wanted = layout.sequence_gib(needed)
-    for load in _with_adapters(plain, demand):
+    """The largest load beside which `needed` tokens fit."""
+    for load in serving_loads(preset, sku, demand):
+        layout = kv_layout(preset, shape, load)
         parts = budget(preset, sku, shape, load, utilization=_utilization(sku, demand))
-        if wanted <= parts.kv_cache_gib:
+        if layout.sequence_gib(needed) <= parts.kv_cache_gib and parts.kv_cache_gib > 0:
             return _Fit(load, parts, layout)
     return None
-
-
-def _with_adapters(load: Load, demand: Demand) -> Iterator[Load]:
-    if not demand.lora:
-        yield load
-        return
-    for slots, rank in LORA_STEPS:
-        yield replace(load, lora_slots=demand.lora_slots or slots, lora_rank=demand.lora_rank or rank)
 
 
 def _comfortable(preset: Preset, sku: Sku, shape: Shape, fit: _Fit, demand: Demand) -> tuple[Shape, _Fit]:
@@ -269,10 +269,11 @@ def _why_not(preset: Preset, sku: Sku, demand: Demand, needed: int, max_nodes: i
     if not shapes:
         return f"{wish} cannot be spread over {demand.pipeline} nodes, at most {max_nodes} are allowed"
     shape = shapes[-1]
-    parts = budget(preset, sku, shape, serving_load(preset, sku, demand), utilization=_utilization(sku, demand))
-    cache = kv_layout(preset, shape, serving_load(preset, sku, demand)).sequence_gib(needed)
+    least = list(serving_loads(preset, sku, demand))[-1]
+    parts = budget(preset, sku, shape, least, utilization=_utilization(sku, demand))
+    cache = kv_layout(preset, shape, least).sequence_gib(needed)
     return (
         f"{wish} does not fit {sku.name}, however many: even over {shape.gpus} GPUs, each needs "
         f"{parts.weights_gib:.1f} GiB for weights, {cache:.1f} for the cache of one sequence and "
-        f"{parts.activations_gib + parts.overhead_gib:.1f} beside, and has {parts.usable_gib:.1f}"
+        f"{parts.activations_gib + parts.lora_gib + parts.overhead_gib:.1f} beside, and has {parts.usable_gib:.1f}"
     )
