@@ -33,10 +33,11 @@ class Gate(AbstractResolver):
     ) -> list[ResolveResult]:
         """Resolve, and refuse the name altogether when one of its addresses is off limits."""
         found = await self._resolver.resolve(host, port, family)
-        if allows_host(host, self._allowed):
-            self._behind_allowed_hosts.update(result["host"] for result in found)
-        for result in found:
-            self._check(result["host"])
+        addresses = {result["host"] for result in found}
+        excepted = addresses if allows_host(host, self._allowed) else set()
+        for address in addresses:
+            self._check(address, excepted)
+        self._behind_allowed_hosts |= excepted
         return found
 
     async def close(self) -> None:
@@ -46,11 +47,11 @@ class Gate(AbstractResolver):
     def open_socket(self, info: AddrInfoType) -> socket.socket:
         """Make the socket for an address that passes; literal addresses, which skip the resolver, come here too."""
         family, kind, proto, _, sockaddr = info
-        self._check(str(sockaddr[0]))
+        self._check(str(sockaddr[0]), self._behind_allowed_hosts)
         return socket.socket(family=family, type=kind, proto=proto)
 
-    def _check(self, text: str) -> None:
+    def _check(self, text: str, excepted: set[str]) -> None:
         address = ipaddress.ip_address(text.partition("%")[0])
-        host = (str(address),) if text in self._behind_allowed_hosts else ()
-        if problem := refuse_address(address, (*self._allowed, *host)):
+        itself = (str(address),) if text in excepted else ()
+        if problem := refuse_address(address, (*self._allowed, *itself)):
             raise AddressRefused(problem)

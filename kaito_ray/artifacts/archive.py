@@ -104,6 +104,8 @@ def _unpack_tar(archive: Path, compression: str | None, target: Path, unpacked: 
                 name = safe_name(member.name)
                 if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
                     raise unsafe(f"{shown(name)} is a device, a pipe or something else that is no file")
+                if member.size < 0:
+                    raise tarfile.ReadError("a member has a negative size")
                 if member.issparse():
                     raise unsafe(f"{shown(name)} is sparse: its holes would unpack to any size")
                 if member.issym():
@@ -168,7 +170,7 @@ class _Counted:
         self._unpacked = unpacked
         self._packed = packed
         self._position = 0
-        self._headers: int | None = None
+        self._headers: int | None = _HEADER_BYTES
 
     def headers(self, budget: int | None) -> None:
         """From now on at most `budget` bytes are read as headers; None: what is read are contents."""
@@ -189,7 +191,7 @@ class _Counted:
 
     def seek(self, position: int, _: int = 0) -> int:
         if position < self._position:
-            raise tarfile.ReadError("a member has a negative size")
+            raise tarfile.ReadError("it leads backwards")
         budget, self._headers = self._headers, None
         while self._position < position:
             if not self.read(min(_CHUNK, position - self._position)):

@@ -18,8 +18,9 @@ import json
 import os
 import re
 import shutil
+import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -70,17 +71,22 @@ class Cache:
 
         A refusal clears the work folder; anything else, a kill included, leaves it to be continued.
         """
-        if entry := await self.find(key):
-            return entry
-        async with self.locked(key) as work:
+        made = (self.root / "entries" / _checked(key)).exists
+        while True:
             if entry := await self.find(key):
                 return entry
-            try:
-                made = await produce(work)
-            except ArtifactRefused:
-                await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
-                raise
-            return await self.publish(key, made, work)
+            # Whoever waited for another's work needs no turn of its own.
+            lock = await self._lock(key, unless=made)
+            if lock is None:
+                continue
+            with self._work(key, lock) as work:
+                if entry := await self.find(key):
+                    return entry
+                try:
+                    return await self.publish(key, await produce(work), work)
+                except ArtifactRefused:
+                    await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+                    raise
 
     async def find(self, key: str) -> Entry | None:
         """The entry if it is there."""
@@ -88,7 +94,14 @@ class Cache:
 
     @contextlib.asynccontextmanager
     async def locked(self, key: str) -> AsyncIterator[Path]:
-        """Hold the key's lock and get its work folder; waits while another process holds it.
+        """Hold the key's lock and get its work folder; waits while another process holds it."""
+        lock = await self._lock(key, unless=lambda: False)
+        assert lock is not None  # noqa: S101
+        with self._work(key, lock) as work:
+            yield work
+
+    async def _lock(self, key: str, unless: Callable[[], bool]) -> int | None:
+        """Take the key's lock; None when `unless` came true meanwhile.
 
         The wait polls: a blocking flock in a thread could not be cancelled, and a handful of waiters would take
         every thread that the holder needs to go on.
@@ -97,12 +110,26 @@ class Cache:
         try:
             pause = 0.01
             while not _try_lock(lock, fcntl.LOCK_EX):
+                if unless():
+                    os.close(lock)
+                    return None
                 await asyncio.sleep(pause)
                 pause = min(pause * 1.5, _POLL_MAX_S)
-            work = self.root / "work" / key
+        except BaseException:
+            os.close(lock)
+            raise
+        return lock
+
+    @contextlib.contextmanager
+    def _work(self, key: str, lock: int) -> Iterator[Path]:
+        """The work folder of a lock that is held; gives the lock back in the end."""
+        work = self.root / "work" / key
+        try:
             work.mkdir(exist_ok=True)
             yield work
         finally:
+            with contextlib.suppress(OSError):
+                work.rmdir()  # if nothing is left in it
             os.close(lock)
 
     async def publish(self, key: str, made: Path, work: Path) -> Entry:
@@ -137,7 +164,7 @@ class Cache:
         if not path.exists():
             os.close(use)
             return None
-        os.utime(use)
+        os.utime(use, ns=(now := time.time_ns(), now))  # finer than the kernel's own stamp
         return Entry(path, use)
 
     def _publish(self, key: str, made: Path, work: Path) -> Entry:

@@ -25,6 +25,7 @@ from kaito_ray.artifacts.transport import persist, status_error, translated
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
 _FLUSH_BYTES = 4 * 1024 * 1024
+_HOLD_BYTES = 4 * _FLUSH_BYTES
 Reserve = Callable[[int], Awaitable[None]]
 Ask = Callable[[Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 """Sends the request with extra headers; called once per try."""
@@ -192,6 +193,10 @@ def _begin(response: aiohttp.ClientResponse, part: Part, what: str, immutable: b
 async def _stream(
     response: aiohttp.ClientResponse, part: Part, limits: Limits, what: str, count: Callable[[int], None]
 ) -> None:
+    """Append the body to `part`.
+
+    Bytes are taken off the connection while earlier ones are being written, up to a bound.
+    """
     waiting: list[bytes] = []
     held = 0
     arrived = part.size
@@ -205,9 +210,10 @@ async def _stream(
                 count(len(chunk))
                 if arrived > limits.bytes:
                     raise _too_large(what, arrived, limits)
-                if held >= _FLUSH_BYTES:
-                    if writing:
-                        await writing
+                if writing and (writing.done() or held >= _HOLD_BYTES):
+                    await writing
+                    writing = None
+                if held >= _FLUSH_BYTES and writing is None:
                     writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
                     waiting, held = [], 0
     finally:

@@ -116,7 +116,7 @@ class Layer:
         if path.is_dir():
             return
         for parent in (*reversed(PurePosixPath(name).parents), PurePosixPath(name)):
-            if (self._target / parent).is_file():
+            if str(parent) in self._links or (self._target / parent).is_file():
                 self._remove(str(parent))
         path.mkdir(parents=True)
 

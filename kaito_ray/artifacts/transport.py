@@ -23,8 +23,8 @@ from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 from kaito_ray.urls import refuse_url
 
 REDIRECTS = {301, 302, 303, 307, 308}
-# Large reads keep the event loop free: at a gigabyte a second a 64 KiB buffer would wake it 16,000 times.
-READ_BYTES = 4 * 1024 * 1024
+# What the reader holds is lost when the connection breaks, and each filling of it wakes the event loop once.
+_READ_BYTES = 256 * 1024
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 20.0
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Transport:
             # Files are stored as they travel, and a compressed answer would make Range and sizes meaningless.
             auto_decompress=False,
             headers={"User-Agent": "kaito-ray", "Accept-Encoding": "identity"},
-            read_bufsize=READ_BYTES,
+            read_bufsize=_READ_BYTES,
             # A proxy would connect on our behalf and past the gate.
             trust_env=False,
         )
@@ -82,23 +82,21 @@ class Transport:
         """
         assert self._session is not None, "use the transport as a context manager"  # noqa: S101
         sent = dict(headers or {})
-        here = exact_url(url)
+        here = self._judged(url)
         for _ in range(self.limits.redirects + 1):
-            if problem := self._refuse(str(here)):
-                raise ArtifactRefused(f"{shown(here)} {problem}", reason=Reason.URL_REFUSED)
             with translated(here):
                 response = await self._session.request(method, here, headers=sent, data=data, allow_redirects=False)
             target = response.headers.get("Location", "")
             if response.status not in REDIRECTS or method not in {"GET", "HEAD"} or not target:
                 break
             response.release()
-            there = here.join(exact_url(target))
+            there = self._judged(target, here)
             if (there.scheme, there.host, there.port) != (here.scheme, here.host, here.port):
                 sent.pop("Authorization", None)
             here = there
         else:
             raise ArtifactRefused(
-                f"{shown(exact_url(url))}: more than {self.limits.redirects} redirects",
+                f"{shown(url)}: more than {self.limits.redirects} redirects",
                 reason=Reason.TOO_MANY_REDIRECTS,
             )
         try:
@@ -110,16 +108,26 @@ class Transport:
             else:
                 response.close()  # rather than drain what nobody wants
 
+    def _judged(self, text: str, here: URL | None = None) -> URL:
+        """The next hop, unless it must not be made; `here` is what a relative redirect starts from."""
+        try:
+            there = here.join(exact_url(text)) if here else exact_url(text)
+        except ValueError:
+            raise ArtifactRefused(f"{shown(here or '')}: leads to what is no URL", reason=Reason.URL_REFUSED) from None
+        if problem := self._refuse(str(there)):
+            raise ArtifactRefused(f"{shown(there)} {problem}", reason=Reason.URL_REFUSED)
+        return there
+
 
 def exact_url(text: str) -> URL:
     """The URL byte for byte when it is one already: requoting would break the signature of a storage link."""
     return URL(text, encoded=text.isascii() and " " not in text)
 
 
-def shown(url: URL) -> str:
+def shown(url: URL | str) -> str:
     """A URL as messages may carry it: without user, query or fragment, where secrets travel."""
     try:
-        return str(url.with_user(None).with_query(None).with_fragment(None))
+        return str(URL(url).with_user(None).with_query(None).with_fragment(None)) or "the URL"
     except ValueError:
         return "the URL"
 
@@ -171,13 +179,13 @@ def status_error(response: aiohttp.ClientResponse, what: str) -> ArtifactRefused
         return ArtifactUnavailable(
             f"{what}: {host} limits the rate of requests (429)",
             reason=Reason.RATE_LIMITED,
-            delay_s=retry_after(response.headers.get("Retry-After")),
+            retry_after_s=retry_after(response.headers.get("Retry-After")),
         )
     if status >= 500 or status == 408:
         return ArtifactUnavailable(
             f"{what}: {host} answers {status}",
             reason=Reason.SERVER_ERROR,
-            delay_s=retry_after(response.headers.get("Retry-After")),
+            retry_after_s=retry_after(response.headers.get("Retry-After")),
         )
     return ArtifactRefused(f"{what}: {host} answers {status}", reason=Reason.UNEXPECTED_ANSWER)
 
@@ -235,7 +243,7 @@ async def persist(
                 now = progress()
                 failures = 1 if now > seen else failures + 1
                 seen = now
-                pause = max(last.delay_s, min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1)))
+                pause = max(last.retry_after_s, min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (failures - 1)))
                 if failures >= limits.attempts or loop.time() + pause > deadline:
                     raise last
                 waiting(last)

@@ -18,7 +18,7 @@ from aiohttp.multipart import content_disposition_filename, parse_content_dispos
 
 from kaito_ray.artifacts.cache import Cache, Entry
 from kaito_ray.artifacts.download import download, no_count
-from kaito_ray.artifacts.transport import Transport, exact_url, shown
+from kaito_ray.artifacts.transport import Transport, shown
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
 
@@ -52,7 +52,7 @@ async def fetch_url(
                 lambda more: transport.request("GET", url, headers=headers | dict(more)),
                 work / "body",
                 transport.limits,
-                what=shown(exact_url(url)),
+                what=shown(url),
                 count=count,
                 reserve=cache.make_room,
             )
