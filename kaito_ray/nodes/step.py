@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from kaito_ray.nodes.failure import ADVICE, Reason, classify_provisioning_error
+from kaito_ray.nodes.moment import render_moment
 from kaito_ray.nodes.node import Node
 from kaito_ray.nodes.pool import Pool
 from kaito_ray.nodes.provisioner import Notice
@@ -22,6 +23,7 @@ SILENT = timedelta(minutes=5)
 # A node that went without a word: AKS needs a moment to notice, and one repair time to work.
 VANISHED = timedelta(minutes=2)
 REPAIR_EVERY = timedelta(minutes=10)
+USUAL = timedelta(minutes=10)
 _NAMED = 5
 SOON_S = 1.0
 # With the spread of passes and the age of the list, a failure shows within half a minute.
@@ -218,12 +220,13 @@ def _until_ready(view: _View) -> Step:
     if view.age > view.situation.timeout:
         minutes = int(view.situation.timeout.total_seconds() // 60)
         return view.failed_with(Reason.TIMED_OUT, f"after {minutes} min {view.progress()}")
-    minutes = int(view.age.total_seconds() // 60)
+    # A point in time and not a duration, so that the status is not written anew every minute.
+    moment = render_moment(pool.created_at or view.now)
+    slow = ", which is longer than usual" if view.age > USUAL else ""
     if pool.state == "Succeeded":
-        return view.step(
-            None, False, Phase.JOINING, f"agent pool {pool.name} exists for {minutes} min; {view.progress()}"
-        )
-    text = f"agent pool {pool.name} ({view.what}) is {pool.state} for {minutes} min; 4 to 8 are usual"
+        text = f"agent pool {pool.name} is there, asked for {moment}{slow}; {view.progress()}"
+        return view.step(None, False, Phase.JOINING, text)
+    text = f"agent pool {pool.name} ({view.what}) is {pool.state} since {moment}{slow}; 4 to 8 minutes are usual"
     return view.step(None, False, Phase.CREATING, text)
 
 
@@ -243,7 +246,7 @@ def _while_in_use(view: _View) -> Step:
             None, False, Phase.STOPPED, f"agent pool {pool.name} is stopped; `az aks nodepool start` starts it"
         )
     if pool.count < wanted:
-        return _lost(view, Rescale(pool, wanted), Phase.WAKING if woken else Phase.CHANGING)
+        return _lost(view, Rescale(pool, wanted), Phase.WAKING if woken else Phase.CHANGING, repaired_at=now)
     if pool.count > wanted and enough:
         return replace(_ready(view), action=RemoveMachines(pool, _spare(view)))
     if enough:
