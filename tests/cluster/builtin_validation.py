@@ -93,7 +93,11 @@ def _job(obj: Object, old: Object | None) -> list[Problem]:
     policy = obj["spec"]["template"]["spec"].get("restartPolicy")
     if policy not in ("OnFailure", "Never"):
         problems.append(
-            Problem("spec.template.spec.restartPolicy", "FieldValueRequired", 'Required value: valid values: "OnFailure", "Never"')
+            Problem(
+                "spec.template.spec.restartPolicy",
+                "FieldValueRequired",
+                'Required value: valid values: "OnFailure", "Never"',
+            )
         )
     if old is not None:
         problems += _immutable("spec.template", obj["spec"].get("template"), old["spec"].get("template"))
@@ -156,14 +160,26 @@ def _data(obj: Object, old: Object | None) -> list[Problem]:
 def _claim(obj: Object, old: Object | None) -> list[Problem]:
     spec = obj["spec"]
     if old is None:
-        problems = [] if spec.get("accessModes") else [failure.required("spec.accessModes", "at least 1 access mode is required")]
+        problems = (
+            []
+            if spec.get("accessModes")
+            else [failure.required("spec.accessModes", "at least 1 access mode is required")]
+        )
         if not (spec.get("resources", {}).get("requests") or {}).get("storage"):
             problems.append(failure.required("spec.resources[storage]"))
         return problems
-    fixed = {key: value for key, value in spec.items() if key not in ("resources", "volumeName", "volumeAttributesClassName")}
-    before = {key: value for key, value in old["spec"].items() if key not in ("resources", "volumeName", "volumeAttributesClassName")}
+    fixed = {
+        key: value for key, value in spec.items() if key not in ("resources", "volumeName", "volumeAttributesClassName")
+    }
+    before = {
+        key: value
+        for key, value in old["spec"].items()
+        if key not in ("resources", "volumeName", "volumeAttributesClassName")
+    }
     if fixed != before:
-        text = "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+        text = (
+            "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
+        )
         return [failure.not_permitted("spec", text)]
     return []
 
@@ -172,7 +188,11 @@ def _budget(obj: Object, old: Object | None) -> list[Problem]:
     del old
     spec = obj.get("spec") or {}
     if "minAvailable" in spec and "maxUnavailable" in spec:
-        return [failure.bad_value("spec", {"minAvailable": spec["minAvailable"]}, "minAvailable and maxUnavailable cannot be both set")]
+        return [
+            failure.bad_value(
+                "spec", {"minAvailable": spec["minAvailable"]}, "minAvailable and maxUnavailable cannot be both set"
+            )
+        ]
     return []
 
 
@@ -202,9 +222,13 @@ def _lease(obj: Object, old: Object | None) -> list[Problem]:
     spec = obj.get("spec") or {}
     problems = []
     if "leaseDurationSeconds" in spec and spec["leaseDurationSeconds"] <= 0:
-        problems.append(failure.bad_value("spec.leaseDurationSeconds", spec["leaseDurationSeconds"], "must be greater than 0"))
+        problems.append(
+            failure.bad_value("spec.leaseDurationSeconds", spec["leaseDurationSeconds"], "must be greater than 0")
+        )
     if spec.get("leaseTransitions", 0) < 0:
-        problems.append(failure.bad_value("spec.leaseTransitions", spec["leaseTransitions"], "must be greater than or equal to 0"))
+        problems.append(
+            failure.bad_value("spec.leaseTransitions", spec["leaseTransitions"], "must be greater than or equal to 0")
+        )
     return problems
 
 
@@ -214,7 +238,9 @@ def _event(obj: Object, old: Object | None) -> list[Problem]:
     about = obj.get("involvedObject") or obj.get("regarding") or {}
     namespace, wanted = obj["metadata"].get("namespace"), about.get("namespace") or "default"
     if namespace != wanted:
-        return [failure.bad_value("involvedObject.namespace", about.get("namespace", ""), "does not match event.namespace")]
+        return [
+            failure.bad_value("involvedObject.namespace", about.get("namespace", ""), "does not match event.namespace")
+        ]
     return []
 
 
@@ -230,10 +256,12 @@ def _definition(obj: Object, old: Object | None) -> list[Problem]:
     problems = []
     wanted = f"{spec.get('names', {}).get('plural', '')}.{spec.get('group', '')}"
     if obj["metadata"]["name"] != wanted:
-        detail = f"must be spec.names.plural+\".\"+spec.group"
+        detail = f'must be spec.names.plural+"."+spec.group'
         problems.append(failure.bad_value("metadata.name", obj["metadata"]["name"], detail))
     if sum(bool(one.get("storage")) for one in spec.get("versions") or ()) != 1:
-        problems.append(failure.bad_value("spec.versions", "", "must have exactly one version marked as storage version"))
+        problems.append(
+            failure.bad_value("spec.versions", "", "must have exactly one version marked as storage version")
+        )
     if old is not None:
         problems += _immutable("spec.group", spec.get("group"), old["spec"].get("group"))
         problems += _immutable("spec.scope", spec.get("scope"), old["spec"].get("scope"))

@@ -14,6 +14,8 @@ from typing import Any
 
 import celpy
 from celpy import celtypes
+from celpy.adapter import json_to_cel
+from celpy.celparser import CELParseError
 from celpy.evaluation import CELEvalError
 
 from cluster.failure import Problem
@@ -55,7 +57,7 @@ def _is_url(text: Any) -> Any:
     return celtypes.BoolType(bool(re.fullmatch(r"(?:[a-zA-Z][\w+.-]*://[^\s]*|/[^\s]*)", str(text))))
 
 
-_FUNCTIONS = {
+_FUNCTIONS: dict[str, Any] = {
     "find": _find,
     "lowerAscii": lambda text: celtypes.StringType(str(text).lower()),
     "upperAscii": lambda text: celtypes.StringType(str(text).upper()),
@@ -76,7 +78,7 @@ _FUNCTIONS = {
 def _program(expression: str) -> Any:
     try:
         return _ENVIRONMENT.program(_ENVIRONMENT.compile(expression), functions=_FUNCTIONS)
-    except celpy.CELParseError as error:
+    except CELParseError as error:
         raise RuleError(f"compilation failed: {error}") from error
 
 
@@ -99,7 +101,7 @@ def evaluate(expression: str, variables: Mapping[str, Any]) -> Any:
 
 def plain(value: Any) -> Any:
     """A JSON value as CEL sees one without a schema."""
-    return celpy.json_to_cel(value)
+    return json_to_cel(value)
 
 
 def rule_problems(

@@ -165,11 +165,10 @@ class Garbage:
                     await self._delete(name, entry.key, entry.object["metadata"]["uid"], "Background")
         if left and any(any(table.selected(namespace)) for table in self._store.tables.values()):
             return
-        entry = self._store.get("namespaces", "", namespace)
-        if entry is not None and "deletionTimestamp" in entry.object["metadata"]:
-            if entry.object["metadata"].get("finalizers"):
-                return
-            self._store.remove("namespaces", entry.key)
+        found = self._store.get("namespaces", "", namespace)
+        if found is not None and "deletionTimestamp" in found.object["metadata"]:
+            if not found.object["metadata"].get("finalizers"):
+                self._store.remove("namespaces", found.key)
 
 
 def _with_owners(obj: Object, references: list[Object]) -> Object:

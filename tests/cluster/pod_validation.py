@@ -61,7 +61,9 @@ def _volumes(volumes: list[Object], path: str, problems: list[Problem]) -> set[s
             problems.append(failure.duplicate(f"{place}.name", name))
         names.add(name)
         sources = [key for key in volume if key != "name"]
-        problems += [failure.not_permitted(f"{place}.{key}", "may not specify more than 1 volume type") for key in sources[1:]]
+        problems += [
+            failure.not_permitted(f"{place}.{key}", "may not specify more than 1 volume type") for key in sources[1:]
+        ]
         if "persistentVolumeClaim" in volume and not volume["persistentVolumeClaim"].get("claimName"):
             problems.append(failure.required(f"{place}.persistentVolumeClaim.claimName"))
         if "secret" in volume and not volume["secret"].get("secretName"):
@@ -71,9 +73,7 @@ def _volumes(volumes: list[Object], path: str, problems: list[Problem]) -> set[s
     return names
 
 
-def _container(
-    container: Object, path: str, volumes: set[str], names: set[str], problems: list[Problem]
-) -> None:
+def _container(container: Object, path: str, volumes: set[str], names: set[str], problems: list[Problem]) -> None:
     name = container.get("name", "")
     _label(f"{path}.name", name, problems)
     if name in names:
@@ -130,7 +130,7 @@ def _ports(ports: list[Object], path: str, problems: list[Problem]) -> None:
 def _resources(resources: Object, path: str, problems: list[Problem]) -> None:
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
     for name, amount in requests.items():
-        if name in limits and _amount(amount) > _amount(limits[name]):
+        if name in limits and amount_of(amount) > amount_of(limits[name]):
             detail = f"must be less than or equal to {name} limit of {limits[name]}"
             problems.append(failure.bad_value(f"{path}.requests", amount, detail))
     for name in {*limits, *requests}:
@@ -143,7 +143,7 @@ def _resources(resources: Object, path: str, problems: list[Problem]) -> None:
             detail = f"must be equal to {name} limit of {limits[name]}"
             problems.append(failure.bad_value(f"{path}.requests", requests[name], detail))
         for field, amounts in (("limits", limits), ("requests", requests)):
-            if name in amounts and _amount(amounts[name]) % 1:
+            if name in amounts and amount_of(amounts[name]) % 1:
                 problems.append(failure.bad_value(f"{path}.{field}[{name}]", amounts[name], "must be an integer"))
 
 
@@ -151,7 +151,8 @@ _SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T":
              "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60}  # fmt: skip
 
 
-def _amount(text: Any) -> float:
+def amount_of(text: Any) -> float:
+    """A quantity as a number; 0 for what is none."""
     match = re.fullmatch(r"([+-]?[\d.]+(?:[eE][+-]?\d+)?)(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?", str(text))
     return float(match[1]) * _SUFFIXES.get(match[2] or "", 1.0) if match else 0.0
 

@@ -14,13 +14,19 @@ from typing import Any, Self, TypeVar
 
 import yaml
 
+from cluster.access import service_account_token
 from cluster.api import Api
 from cluster.builtin import builtin_resources
 from cluster.call import Call
+from cluster.client import Client
+from cluster.container_state import Script
 from cluster.faults import Fault
 from cluster.listener import Listener
 from cluster.request_log import RequestLog
+from cluster.ray_job_simulator import Running
+from cluster.ray_service_simulator import Serving
 from cluster.resource import Registry
+from cluster.simulation import Pace, Simulation
 
 T = TypeVar("T")
 TOKEN = "test-cluster-admin"
@@ -39,6 +45,8 @@ class TestCluster:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="test-cluster", daemon=True)
         self._folder = tempfile.TemporaryDirectory(prefix="test-cluster-")
+        self._client: Client | None = None
+        self._simulation: Simulation | None = None
         self.api: Api
         self.url = ""
 
@@ -88,6 +96,8 @@ class TestCluster:
         self.url = self._listener.url
 
     async def _stop(self) -> None:
+        if self._simulation is not None:
+            self._simulation.stop()
         await self._listener.stop()
         await self.api.admission.caller.close()
         for task in asyncio.all_tasks() - {asyncio.current_task()}:
@@ -105,6 +115,66 @@ class TestCluster:
     def requests(self) -> RequestLog:
         """What clients asked for so far."""
         return self.api.requests
+
+    @property
+    def client(self) -> Client:
+        """A client with all rights."""
+        if self._client is None:
+            self._client = Client(self.kubeconfig)
+        return self._client
+
+    def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
+        """A kubeconfig file with the token of a service account, whose rights are those its roles give."""
+        path = Path(self._folder.name) / f"kubeconfig-{namespace}-{service_account}"
+        write_kubeconfig(path, self.url, service_account_token(namespace, service_account), namespace)
+        return path
+
+    def simulate(self, pace: Pace | None = None) -> Simulation:
+        """Start scheduler, kubelets, endpoints and KubeRay."""
+        if self._simulation is None:
+            self._simulation = self.call(lambda: Simulation(self.api, pace or Pace()))
+        return self._simulation
+
+    def add_node(self, name: str, **options: Any) -> None:
+        """Add a node; see Nodes.add."""
+        self.run(self.simulate().nodes.add(name, **options))
+
+    def remove_node(self, name: str) -> None:
+        """Remove a node and its pods."""
+        self.run(self.simulate().nodes.remove(name))
+
+    def set_node(self, name: str, *, ready: bool | None = None, gpus: int | None = None) -> None:
+        """Change what the kubelet of a node reports."""
+        nodes = self.simulate().nodes
+        if ready is not None:
+            self.run(nodes.set_ready(name, ready))
+        if gpus is not None:
+            self.run(nodes.set_gpus(name, gpus))
+
+    def script(self, script: Script) -> None:
+        """Have pods behave as a script says, present ones included."""
+        pods = self.simulate().pods
+        self.call(lambda: pods.add(script))
+
+    def unscript(self, script: Script) -> None:
+        """End a script."""
+        pods = self.simulate().pods
+        self.call(lambda: pods.remove(script))
+
+    def set_serving(self, namespace: str, name: str, serving: Serving | None) -> None:
+        """How the Serve applications of a RayService fare."""
+        services = self.simulate().services
+        self.call(lambda: services.set_serving(namespace, name, serving))
+
+    def set_running(self, namespace: str, name: str, running: Running) -> None:
+        """How a RayJob goes."""
+        jobs = self.simulate().jobs
+        self.call(lambda: jobs.set_running(namespace, name, running))
+
+    def route_service(self, namespace: str, name: str, url: str) -> None:
+        """Where a Service really answers: for webhooks that name it, and for the API's service proxy."""
+        self.api.admission.caller.routes[namespace, name] = url
+        self.api.subresources.backends[namespace, name] = url
 
     def fail(self, code: int = 0, **fits: Any) -> Fault:
         """Make requests fail: `fail(503, verb="patch", resource="rayservices", times=3)`. See faults.Fault."""

@@ -36,7 +36,8 @@ class Subresources:
             case "log":
                 return self._log(call, request.query)
             case "binding":
-                return await self._bind(call, body)
+                self.bind(call, body["target"]["name"])
+                return _success(201)
             case "eviction":
                 return await self._evict(call, body or {})
             case "scale":
@@ -63,7 +64,7 @@ class Subresources:
             *pod.get("status", {}).get("initContainerStatuses", ()),
             *pod.get("status", {}).get("containerStatuses", ()),
         ]
-        state = next((one.get("state", {}) for one in statuses if one["name"] == container), {})
+        state: Object = next((one.get("state", {}) for one in statuses if one["name"] == container), {})
         if previous and text is None:
             raise failure.bad_request(f'previous terminated container "{container}" in pod "{call.name}" not found')
         if text is None and (not statuses or "waiting" in state):
@@ -78,17 +79,17 @@ class Subresources:
             shown = shown[: int(query["limitBytes"])]
         return Response(200, shown, "text/plain")
 
-    async def _bind(self, call: Call, body: Any) -> Response:
+    def bind(self, call: Call, node: str) -> None:
+        """Put a pod on a node, as the scheduler does. Raises Failure (404, 409)."""
         pod = self._verbs.current(call)
         if pod.object["spec"].get("nodeName"):
             raise failure.conflict(call.resource, call.name, f"pod {call.name} is already assigned to node")
-        spec = {**pod.object["spec"], "nodeName": body["target"]["name"]}
+        spec = {**pod.object["spec"], "nodeName": node}
         conditions = [{"type": "PodScheduled", "status": "True", "lastProbeTime": None, "lastTransitionTime": now()}]
         status = {**pod.object.get("status", {}), "conditions": conditions}
         self._store.put(
             "pods", {**pod.object, "metadata": dict(pod.object["metadata"]), "spec": spec, "status": status}
         )
-        return _success(201)
 
     async def _evict(self, call: Call, body: Object) -> Response:
         pod = self._verbs.current(call).object

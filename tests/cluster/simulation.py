@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All that acts in a simulated cluster beside the API server: scheduler, kubelets, endpoints and KubeRay.
+
+Made in the server's loop; what tests steer is on TestCluster.
+"""
+
+from dataclasses import dataclass
+
+from cluster.api import Api
+from cluster.endpoint_simulator import Endpoints
+from cluster.inside import Inside
+from cluster.node_simulator import Nodes
+from cluster.pod_simulator import Pods
+from cluster.ray_cluster_simulator import RayClusters
+from cluster.ray_job_simulator import RayJobs
+from cluster.ray_service_simulator import RayServices
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long things take in a simulated cluster, in seconds."""
+
+    start_s: float = 0.02
+    stop_s: float = 0.02
+    backoff_s: float = 0.3
+    deploy_s: float = 0.02
+    deletion_delay_s: float = 0.2
+
+
+class Simulation:
+    """The simulators of one cluster."""
+
+    def __init__(self, api: Api, pace: Pace) -> None:
+        self.nodes = Nodes(Inside(api, "kubelet"))
+        self.pods = Pods(Inside(api, "kubelet"), start_s=pace.start_s, stop_s=pace.stop_s, backoff_s=pace.backoff_s)
+        self.endpoints = Endpoints(Inside(api, "endpointslice-controller"))
+        kuberay = Inside(api, "kuberay-operator")
+        self.clusters = RayClusters(kuberay)
+        self.services = RayServices(kuberay, deploy_s=pace.deploy_s, deletion_delay_s=pace.deletion_delay_s)
+        self.jobs = RayJobs(kuberay)
+
+    def stop(self) -> None:
+        """Stop acting."""
+        for one in (self.pods, self.endpoints, self.clusters, self.services, self.jobs):
+            one.stop()
