@@ -10,7 +10,7 @@ from kaito_ray.kv_cache import kv_layout
 from kaito_ray.plan import MemoryBudget
 from kaito_ray.preset import Preset
 from kaito_ray.shape import CPU_BLOCK, Load, Shape
-from kaito_ray.sizing import Sizing
+from kaito_ray.sizing import Demand, Sizing
 from kaito_ray.sku import Sku
 
 # Python, torch, vLLM and Ray's own processes before any weights.
@@ -24,7 +24,7 @@ _LEAST_CONTEXT = 512
 _SHAPE = Shape(1, 1)
 
 
-def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) -> Sizing:
+def size_on_cpu(preset: Preset, sku: Sku, demand: Demand) -> Sizing:
     """One copy in float32 beside what the machine needs itself; raises DoesNotFit.
 
     float32 because bfloat16 dies on processors that list AMX but may not use it. Only weights stored without
@@ -36,12 +36,12 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
             "on this machine take a model that is not quantised, such as tiny-phi-3"
         )
     load = Load(
-        sequences=64,
-        batched_tokens=2048,
+        sequences=demand.sequences or 64,
+        batched_tokens=demand.batched_tokens or 2048,
         weight_bytes=1.0 if preset.dtype == "float32" else 2.0,
         kv_bytes=4,
-        lora_slots=2 if lora else 0,
-        lora_rank=64 if lora else 0,
+        lora_slots=(demand.lora_slots or 2) if demand.lora else 0,
+        lora_rank=(demand.lora_rank or 64) if demand.lora else 0,
         block=CPU_BLOCK,
     )
     weights = memory.weights_gib(preset, _SHAPE, load)
@@ -49,7 +49,7 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
     # Adapters are float32 here as well, twice the 16 bits that the GPU formula counts.
     slots = 2 * memory.lora_gib(preset, _SHAPE, load)
     room = sku.ram_gib - _PROCESSES_GIB - weights - activations - slots
-    wanted = min(context or preset.context, preset.context)
+    wanted = min(demand.context or preset.context, preset.context)
     layout = kv_layout(preset, _SHAPE, load)
     one = layout.sequence_gib(min(wanted, _LEAST_CONTEXT))
     if room < one:
@@ -59,7 +59,7 @@ def size_on_cpu(preset: Preset, sku: Sku, *, context: int | None, lora: bool) ->
             f"machine has {sku.ram_gib:.1f}: try the preset tiny-phi-3 or another small model"
         )
     length = layout.longest(min(room, _KV_CAP_GIB), wanted)
-    if context and length < wanted:
+    if demand.context and length < wanted:
         length = layout.longest(room, wanted)
         if length < wanted:
             raise DoesNotFit(

@@ -76,7 +76,7 @@ def decide(question: Question, sku: Sku | None) -> Decision:
 def _sizing(question: Question, sku: Sku, warnings: list[str]) -> Sizing:
     preset, demand = question.preset, question.demand
     if not sku.gpus:
-        return size_on_cpu(preset, sku, context=demand.context, lora=demand.lora)
+        return size_on_cpu(preset, sku, demand)
     try:
         return size_model(preset, sku, demand, max_nodes=question.settings.max_nodes)
     except DoesNotFit as error:

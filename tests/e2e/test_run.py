@@ -107,8 +107,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         until(lambda: run.says("ready"), START_S, log.read_text)
         yield run
     finally:
-        process.kill() if process.poll() is None else None
-        process.wait()
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=30)
 
 
 def test_chat_with_curl(run: Run) -> None:
