@@ -98,6 +98,16 @@ class Settings(BaseModel):
 
     health_port: int = Field(8080, ge=1, le=65535, description="port of /healthz, /readyz and /metrics of the operator")
 
+    webhook_port: int = Field(9443, ge=0, le=65535, description="port of the admission webhook; 0 is any free one")
+    webhook_service: str = Field("kaito-ray-webhook", description="name of the Service in front of the webhook")
+    webhook_configuration: str = Field(
+        "kaito-ray",
+        description="ValidatingWebhookConfiguration that is told which authority to trust; empty leaves it alone",
+    )
+    webhook_cert_dir: Path | None = Field(
+        None, description="folder with tls.crt and tls.key to serve the webhook with, instead of making them"
+    )
+
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read every setting; raise InvalidManifest naming each variable with a bad value."""

@@ -42,8 +42,9 @@ class Planner:
                 "inference.template cannot be run: kaito-ray serves presets only; name one with inference.preset.name",
                 reason="TemplateNotSupported",
             )
-        sku = self.sizes.get(size or size_in_use(workspace))
-        return plan(workspace, self.catalogue.get(preset.name), sku, self.settings, config=config)
+        size = size or size_in_use(workspace)
+        sku = self.sizes.get(size) if size else None
+        return plan(workspace, self.catalogue.get(preset.name), sku, self.settings, config=config, sizes=self.sizes)
 
 
 def named_objects(workspace: Workspace) -> list[tuple[Kind, Reference]]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import kopf
 
+from kaito_ray.admission import review
 from kaito_ray.cluster import Cluster, connect
 from kaito_ray.controller import Controller
 from kaito_ray.errors import KaitoRayError
@@ -30,6 +31,7 @@ from kaito_ray.preset import load_catalogue
 from kaito_ray.probe import serve_probes
 from kaito_ray.settings import Settings
 from kaito_ray.sku import load_sizes
+from kaito_ray.webhook import WebhookCertificates
 from kaito_ray.wish import Planner
 
 logger = logging.getLogger("kaito_ray.operator")
@@ -63,19 +65,31 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.watching.connect_timeout = 10
 
     api = await connect(os.environ)
-    memo.lease = Lease(api, os.environ.get("POD_NAMESPACE", ours.operator_namespace), _identity())
+    namespace = os.environ.get("POD_NAMESPACE", ours.operator_namespace)
+    memo.lease = Lease(api, namespace, _identity())
     memo.cluster = Cluster(api, fence=memo.lease.seconds_left)
     memo.controller = Controller(memo.cluster, memo.lease, planner, lambda _cluster, world: ByoNodes(world.nodes))
+    memo.planner = planner
     memo.probes = await serve_probes(ours.health_port, lambda: memo.controller.waits_for)
-    memo.running = asyncio.create_task(memo.controller.run(), name="controller")
-    memo.running.add_done_callback(_stop_if_broken)
+    certificates = WebhookCertificates(memo.cluster, namespace, ours, lambda: memo.lease.seconds_left() > 0)
+    await certificates.prepare(Cluster(api))
+    settings.admission.server = kopf.WebhookServer(
+        port=ours.webhook_port, certfile=certificates.certificate, pkeyfile=certificates.key
+    )
+    memo.running = [
+        asyncio.create_task(memo.controller.run(), name="controller"),
+        asyncio.create_task(certificates.keep(), name="certificates"),
+    ]
+    for task in memo.running:
+        task.add_done_callback(_stop_if_broken)
 
 
 @kopf.on.cleanup()
 async def stop(memo: Any, **_: Any) -> None:
     """Finish what is under way, and hand the Lease over so that another replica need not wait for it."""
-    memo.running.cancel()
-    await asyncio.wait([memo.running])
+    for task in memo.running:
+        task.cancel()
+    await asyncio.wait(memo.running)
     await memo.lease.release()
     await memo.probes.cleanup()
     await memo.cluster.close()
@@ -88,6 +102,16 @@ async def workspace_event(event: kopf.RawEvent, memo: Any, **_: Any) -> None:
         memo.controller.lost(event["object"])
     else:
         memo.controller.saw(event["object"])
+
+
+@kopf.on.validate(WORKSPACE.group, "v1alpha1", WORKSPACE.plural, id="validate", operations=["CREATE", "UPDATE"])
+@kopf.on.validate(*_WORKSPACES, id="validate", operations=["CREATE", "UPDATE"])
+async def validate(body: kopf.Body, old: Any, warnings: list[str], memo: Any, **_: Any) -> None:
+    """Refuse a Workspace that cannot work, with everything that is wrong with it."""
+    judged = review(old, body, memo.planner)
+    warnings += judged.warnings
+    if judged.problems:
+        raise kopf.AdmissionError(judged.message, code=422)
 
 
 def _identity() -> str:
