@@ -106,7 +106,7 @@ async def workspace_event(event: kopf.RawEvent, memo: Any, **_: Any) -> None:
 
 @kopf.on.validate(WORKSPACE.group, "v1alpha1", WORKSPACE.plural, id="validate", operations=["CREATE", "UPDATE"])
 @kopf.on.validate(*_WORKSPACES, id="validate", operations=["CREATE", "UPDATE"])
-async def validate(body: kopf.Body, old: Any, warnings: list[str], memo: Any, **_: Any) -> None:
+async def validate(body: kopf.Body, warnings: list[str], memo: Any, old: Any = None, **_: Any) -> None:
     """Refuse a Workspace that cannot work, with everything that is wrong with it."""
     judged = review(old, body, memo.planner)
     warnings += judged.warnings
