@@ -39,6 +39,8 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus // 2))),
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray would run the engine at nice 15, last in line behind everything else on the node.
+        "RAY_worker_niceness": "0",
         # vLLM accepts n up to 16384 by default, for one request.
         "VLLM_MAX_N_SEQUENCES": str(_MAX_N),
         "VLLM_NO_USAGE_STATS": "1",

@@ -66,7 +66,10 @@ def _refuse(message: str) -> NoReturn:
 
 async def start_engine(options: Namespace) -> "AsyncLLM":
     """Start the engine's processes and load the model: seconds to minutes, off the event loop."""
-    return await asyncio.to_thread(_start_engine, options)
+    engine = await asyncio.to_thread(_start_engine, options)
+    # As vLLM's server does: the pictures it warmed up with need not stay in memory.
+    await engine.reset_mm_cache()
+    return engine
 
 
 def _start_engine(options: Namespace) -> "AsyncLLM":

@@ -69,6 +69,9 @@ class FakeCore:
     async def get_supported_tasks_async(self) -> tuple[str, ...]:
         return ("generate",)
 
+    async def reset_mm_cache_async(self) -> None:
+        """Nothing is cached."""
+
     async def add_lora_async(self, lora_request: Any) -> bool:
         self.loras[lora_request.lora_int_id] = lora_request
         return True
