@@ -17,7 +17,7 @@ from kaito_ray.cluster import Cluster, KubeObject, NotFound
 from kaito_ray.drift import is_current, stamped, was_applied
 from kaito_ray.errors import NameTaken, NotReadyYet
 from kaito_ray.informer import Key, key_of
-from kaito_ray.kinds import RAY_JOB, RAY_SERVICE, RENDERED, Kind, kind_of
+from kaito_ray.kinds import RENDERED, Kind, kind_of
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.world import World, workspace_of
 
@@ -67,9 +67,7 @@ class Applier:
                 continue
             self._world.put_child(kind, await self._cluster.apply(kind, document))
             written.append(name)
-            if live is None and kind in {RAY_SERVICE, RAY_JOB}:
-                notices.append(Notice("Normal", f"{kind.kind}Created", f"created {name}"))
-            elif live is not None and was_applied(document, live):
+            if live is not None and was_applied(document, live):
                 notices.append(Notice("Warning", "Repaired", f"{name} was changed by somebody else and was put back"))
         await self._prune(owner, wanted)
         return Applied(tuple(written), tuple(contested), tuple(notices))

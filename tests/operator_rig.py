@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operator as a process of its own, as it runs in a cluster: `with running_operator(kubeconfig) as operator:`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+from waiting import free_port
+
+ROOT = Path(__file__).resolve().parents[1]
+_START_S = 60.0
+
+
+class Operator:
+    """One replica. `log` is what it wrote so far."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
+        self.health_port = free_port()
+        self._file = folder / f"operator-{self.health_port}.log"
+        environment = {
+            "KUBECONFIG": str(kubeconfig),
+            "POD_NAMESPACE": "default",
+            "POD_NAME": f"operator-{self.health_port}",
+            "KAITO_RAY_PROVISIONER": "byo",
+            "KAITO_RAY_HEALTH_PORT": str(self.health_port),
+            "KAITO_RAY_WEBHOOK_PORT": "0",
+            **{f"KAITO_RAY_{name.upper()}": value for name, value in settings.items()},
+        }
+        with self._file.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "kopf", "run", "operator/main.py", "--all-namespaces"],
+                cwd=ROOT,
+                env={**{key: value for key, value in os.environ.items() if key in {"PATH", "HOME"}}, **environment},
+                stdout=out,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def log(self) -> str:
+        """Everything it wrote."""
+        return self._file.read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process.poll() is None
+
+    def wait_until_ready(self, timeout_s: float = _START_S) -> Self:
+        """Wait until /readyz says so."""
+        self.until(lambda: self.probe("readyz")[0] == 200, timeout_s, "is not ready")
+        return self
+
+    def wait_until_leading(self, timeout_s: float = _START_S) -> Self:
+        """Wait until this replica leads."""
+        self.until(lambda: "kaito_ray_leader 1.0" in self.probe("metrics")[1], timeout_s, "does not lead")
+        return self
+
+    def until(self, condition: Callable[[], Any], timeout_s: float, complaint: str) -> None:
+        """Wait for a condition; fail with the log when the operator dies or time is up."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if not self.running or time.monotonic() > deadline:
+                raise AssertionError(f"the operator {complaint}:\n{self.log[-8000:]}")
+            time.sleep(0.05)
+
+    def probe(self, path: str) -> tuple[int, str]:
+        """Ask one of its HTTP paths; 0 when nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/{path}", timeout=5) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError:
+            return 0, ""
+
+    def kill(self) -> None:
+        """End it as a lost node would."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait(10)
+
+    def stop(self) -> int:
+        """Ask it to end, and wait; answers its exit code."""
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+            raise AssertionError(f"the operator did not stop:\n{self.log[-8000:]}") from None
+
+
+@contextmanager
+def running_operator(kubeconfig: Path, folder: Path, **settings: str) -> Iterator[Operator]:
+    """A replica that leads; its settings are given as `provisioner="byo"`."""
+    operator = Operator(kubeconfig, folder, **settings)
+    try:
+        yield operator.wait_until_ready().wait_until_leading()
+    finally:
+        operator.stop()
