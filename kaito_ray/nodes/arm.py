@@ -199,10 +199,8 @@ class Arm:
         started = self._writes
 
         async def read() -> dict[str, Pool]:
-            return {
-                pool.name: pool
-                async for pool in (parse_pool(wire) async for wire in self._client.agent_pools.list(*self._scope))
-            }
+            pools = [parse_pool(wire) async for wire in self._client.agent_pools.list(*self._scope)]
+            return {pool.name: pool for pool in pools}
 
         found = await self._call("list", read)
         # What was written while the list was under way is newer than the list.

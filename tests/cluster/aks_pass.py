@@ -12,6 +12,7 @@ import os
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from builders import a_serve_plan
 from kaito_ray.nodes.aks import AksNodes
@@ -22,15 +23,16 @@ from kaito_ray.settings import Settings
 from kaito_ray.sku import load_sizes
 from kaito_ray.workspace import Workspace, parse_workspace
 
+Json = Any
 
-async def main(file: Path, now: datetime) -> None:
-    """One pass."""
+
+async def one_pass(document: Json, now: datetime) -> Json:
+    """The Workspace with the status that a pass gives it."""
 
     async def planner(workspace: Workspace, size: str) -> Plan:
         metadata = workspace.metadata
         return a_serve_plan(name=metadata.name, namespace=metadata.namespace, uid=metadata.uid, instance_type=size)
 
-    document = json.loads(file.read_text())
     workspace = parse_workspace(document)
     settings = Settings.from_env(os.environ)
     async with azure_client(settings, os.environ) as client:
@@ -38,11 +40,12 @@ async def main(file: Path, now: datetime) -> None:
         provisioner = AksNodes(arm, lambda _: [], load_sizes(), planner, settings, lambda: now)
         plan = await planner(workspace, workspace.resource.instance_type)
         observed = await provisioner.ensure(plan, workspace, now)
-    document["status"] = {"nodePool": dict(observed.node_pool)}
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(document))
-    new.rename(file)
+    return document | {"status": {"nodePool": dict(observed.node_pool)}}
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), datetime.fromisoformat(sys.argv[2])))
+    file = Path(sys.argv[1])
+    document = asyncio.run(one_pass(json.loads(file.read_text()), datetime.fromisoformat(sys.argv[2])))
+    new = file.with_suffix(".new")
+    new.write_text(json.dumps(document))
+    new.rename(file)

@@ -61,27 +61,27 @@ class Rig:
     notices: list[Notice] = field(default_factory=list)
     clients: list[ContainerServiceClient] = field(default_factory=list)
     provisioner: AksNodes = field(init=False)
-    _due: dict[str, datetime] = field(default_factory=dict)
+    due: dict[str, datetime] = field(default_factory=dict)
 
     def restart(self) -> None:
         """A new operator, which knows nothing but what stands in Azure and in the Workspaces."""
         self.clients.append(azure_client(self.settings, {}))
         arm = Arm(self.clients[-1], self.settings, self.clock)
         self.provisioner = AksNodes(arm, self.nodes.lister, self.sizes, self.plan, self.settings, self.clock)
-        self._due = dict.fromkeys(self.documents, self.clock.now)
+        self.due = dict.fromkeys(self.documents, self.clock.now)
 
     def apply(self, name: str, **overrides: Json) -> None:
         """Make or change a Workspace; `overrides` as those of `a_document`."""
         status = self.documents.get(name, {}).get("status", {})
         document = a_document(**({"name": name, "uid": f"uid-of-{name}"} | overrides))
         self.documents[name] = document | {"status": status}
-        self._due[name] = self.clock.now
+        self.due[name] = self.clock.now
 
     def annotate(self, name: str, **annotations: str) -> None:
         """Set annotations of ours, as in `idle_after="30m"`."""
         ours = {f"kaito-ray.io/{key.replace('_', '-')}": value for key, value in annotations.items()}
         self.documents[name]["metadata"].setdefault("annotations", {}).update(ours)
-        self._due[name] = self.clock.now
+        self.due[name] = self.clock.now
 
     def workspace(self, name: str) -> Workspace:
         """The Workspace as the operator reads it."""
@@ -112,23 +112,23 @@ class Rig:
         self.documents[name]["status"] = {"nodePool": dict(observed.node_pool)}
         self.seen.setdefault(name, []).append(Seen(self.clock.now, observed))
         self.notices += observed.notices
-        self._due[name] = self.clock.now + timedelta(seconds=observed.requeue_after_s or 60.0)
+        self.due[name] = self.clock.now + timedelta(seconds=observed.requeue_after_s or 60.0)
         return observed
 
     async def run(self, until: Callable[[], bool], limit_s: float = 7200.0) -> None:
         """Pass after pass, each when it is due, until the condition holds; fails after `limit_s` of the clock."""
         end = self.clock.now + timedelta(seconds=limit_s)
         while not until():
-            now = min(self._due.values())
+            now = min(self.due.values())
             assert now <= end, f"not within {limit_s} s: {[str(self.last(name)) for name in self.documents][:3]}"
             self.clock.now = max(self.clock.now, now)
-            due = [name for name, at in self._due.items() if at <= self.clock.now]
+            due = [name for name, at in self.due.items() if at <= self.clock.now]
             await asyncio.gather(*(self.step(name) for name in due))
 
     async def run_for(self, seconds: float) -> None:
         """Pass after pass for that long."""
         end = self.clock.now + timedelta(seconds=seconds)
-        await self.run(lambda: min(self._due.values()) > end, seconds)
+        await self.run(lambda: min(self.due.values()) > end, seconds)
         self.clock.now = end
 
     async def delete(self, name: str, limit_s: float = 7200.0) -> int:
@@ -138,7 +138,7 @@ class Rig:
             wait_s = 10.0
             try:
                 if await self.provisioner.release(self.workspace(name)):
-                    del self.documents[name], self._due[name]
+                    del self.documents[name], self.due[name]
                     return count
             except NotReadyYet as error:
                 wait_s = error.delay_s
