@@ -144,8 +144,8 @@ class Cache:
             return {}
 
     def write_note(self, key: str, note: Mapping[str, str]) -> None:
-        """Replace the note, in one step. The key's lock is held."""
-        fresh = self._note(key).with_suffix(".new")
+        """Replace the note, in one step."""
+        fresh = self.root / "notes" / f".{uuid.uuid4().hex}"
         fresh.write_text(json.dumps(dict(note)))
         fresh.rename(self._note(key))
 

@@ -125,8 +125,9 @@ async def download(
     asking whether it changed. `count` is told how many bytes each piece had, `reserve` how many are still to come.
     """
     part = Part(target)
-    await asyncio.to_thread(part.open)
+    opening = asyncio.create_task(asyncio.to_thread(part.open))
     try:
+        await asyncio.shield(opening)
         return await persist(
             lambda: _attempt(ask, part, limits, what, size, immutable, count, reserve),
             limits,
@@ -134,6 +135,7 @@ async def download(
             progress=lambda: part.size,
         )
     finally:
+        await asyncio.wait([opening])  # a thread cannot be cancelled, and what it opens must be closed
         await asyncio.to_thread(part.close)
 
 

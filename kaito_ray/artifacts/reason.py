@@ -36,6 +36,7 @@ class Reason(StrEnum):
     PATH_NOT_FOUND = "PathNotFound"
     UNSAFE_PATH = "UnsafePath"
     INVALID_SOURCE = "InvalidSource"
+    NOT_TUNED = "NotTunedYet"
     # Where it goes.
     DISK_TOO_SMALL = "DiskTooSmall"
     # What an adapter is.

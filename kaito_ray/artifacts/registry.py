@@ -9,7 +9,7 @@ it, and sends its Authorization header to whatever host an upload's Location nam
 import asyncio
 import contextlib
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any, Self
 
 import aiohttp
@@ -134,11 +134,19 @@ class Registry:
 
     def blob(self, digest: str) -> Ask:
         """How to ask for a blob; every try begins at the registry, whose links to a blob store expire."""
-        return lambda headers: self.request("GET", self.url(f"blobs/{digest}"), headers=dict(headers))
+
+        @contextlib.asynccontextmanager
+        async def ask(headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+            async with self.request("GET", self.url(f"blobs/{digest}"), headers=headers) as response:
+                if response.status in _DENIED:
+                    raise self.error(response, f"{self.reference}: {digest[:19]}")
+                yield response
+
+        return ask
 
     @contextlib.asynccontextmanager
     async def request(
-        self, method: str, url: str, *, headers: dict[str, str] | None = None, data: Callable[[], Any] | None = None
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, data: Callable[[], Any] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer with the best login there is; `data` makes the body anew for each try.
 
@@ -149,7 +157,7 @@ class Registry:
 
             async def send(header: str | None) -> aiohttp.ClientResponse:
                 await stack.aclose()
-                sent = (headers or {}) | ({"Authorization": header} if header and own else {})
+                sent = dict(headers or {}) | ({"Authorization": header} if header and own else {})
                 body = data() if data else None
                 return await stack.enter_async_context(self._transport.request(method, url, headers=sent, data=body))
 

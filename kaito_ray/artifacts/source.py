@@ -6,7 +6,7 @@
     {"path": "/mnt/adapters/legal"}                   a mounted volume, or a folder of this machine
     {"hub": "org/adapter", "revision": "main"}        where a model hub can be reached
 
-A tuning Workspace as a source is one of these by the time it gets here. Called by prepare.py for adapters; data and
+The name of a tuning Workspace stands there until it has made one of these. Called by prepare.py for adapters; data and
 models take the same way with other limits.
 """
 
@@ -43,7 +43,7 @@ _MOVED_TRIES = 3
 
 
 class Source(BaseModel):
-    """Exactly one of image, urls, path and hub."""
+    """Exactly one of image, urls, path and hub, or the tuning Workspace that is still to make one of them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=True)
 
@@ -54,10 +54,11 @@ class Source(BaseModel):
     path: str = ""
     hub: str = ""
     revision: str | None = None
+    workspace: str = ""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
-        given = [name for name in ("image", "urls", "path", "hub") if getattr(self, name)]
+        given = [name for name in ("image", "urls", "path", "hub", "workspace") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError(f"must have exactly one of image, urls, path and hub, got {' and '.join(given) or 'none'}")
         return self
@@ -128,6 +129,10 @@ class Stager:
 
     async def stage(self, source: Source) -> Staged:
         """Fetch what the source names unless it is here; raises ArtifactRefused or ArtifactUnavailable."""
+        if source.workspace:
+            raise ArtifactUnavailable(
+                f"the tuning Workspace {source.workspace} has no adapter yet", reason=Reason.NOT_TUNED
+            )
         try:
             async with asyncio.timeout(self.limits.seconds):
                 if source.image:
