@@ -185,6 +185,12 @@ class Hub:
             status, headers = self.status[request.path]
             return web.Response(status=status, headers=headers)
         commit = "c" * 40
+        if "/tree/" in request.path:
+            tree = [
+                {"type": "file", "path": path.name, "size": path.stat().st_size, "oid": "0" * 40}
+                for path in sorted(self.folder.iterdir())
+            ]
+            return web.json_response(tree)
         if request.path.startswith("/api/models/org/adapter"):
             files = [{"rfilename": p.name, "size": p.stat().st_size} for p in sorted(self.folder.iterdir())]
             return web.json_response({"id": "org/adapter", "sha": commit, "siblings": files, "tags": []})
