@@ -110,6 +110,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
         if process.poll() is None:
             process.terminate()
             process.wait(timeout=30)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def test_chat_with_curl(run: Run) -> None:
@@ -180,7 +182,7 @@ def test_full_queue(run: Run) -> None:
 def test_saved_adapter_is_live(run: Run, adapter: Path) -> None:
     entry = {"source": {"name": "fun", "volumeSource": {"hostPath": {"path": str(adapter)}}}, "strength": "1.0"}
     run.manifest.write_text(documents([entry]))
-    until(lambda: [each["state"] for each in run.get("/adapters").json()] == ["loaded"], 60, run.log.read_text)
+    until(lambda: [each["state"] for each in run.get("/adapters").json()] == ["Ready"], 60, run.log.read_text)
     body: dict[str, Any] = {"prompt": QUESTION, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
     base = run.post("/chat", body).json()["Result"]
     assert run.post("/chat", body | {"model": "fun"}).json()["Result"] != base
