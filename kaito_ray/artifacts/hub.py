@@ -93,8 +93,8 @@ def _fetch_files(files: HubFiles, work: Path) -> Path:
 @contextlib.contextmanager
 def _translated(repository: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's errors into ours; its messages may name a token, so none of them passes."""
-    import httpx
     from huggingface_hub import errors
+    from huggingface_hub.utils import httpx  # whichever release of it the hub's library builds on
 
     try:
         yield
