@@ -94,7 +94,7 @@ def _fetch_files(files: HubFiles, work: Path) -> Path:
 def _translated(repository: str, revision: str | None) -> Iterator[None]:
     """Turn the hub's errors into ours; its messages may name a token, so none of them passes."""
     from huggingface_hub import errors
-    from huggingface_hub.utils import httpx  # whichever release of it the hub's library builds on
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever release of it the hub's library builds on
 
     try:
         yield
