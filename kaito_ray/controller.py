@@ -9,8 +9,10 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from kaito_ray.cluster import Cluster, KubeObject
+from kaito_ray.cluster import Cluster, KubeObject, NotFound
+from kaito_ray.errors import KaitoRayError
 from kaito_ray.informer import Key, key_of
+from kaito_ray.kinds import WORKSPACE
 from kaito_ray.lease import Lease
 from kaito_ray.metrics import REGISTRY, WorkspaceCollector
 from kaito_ray.nodes.provisioner import NodeProvisioner
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 
 _WORKERS = 16
 _RESYNC_S = 600.0
+_COLLECT_S = 60.0
 
 MakeProvisioner = Callable[[Cluster, World], NodeProvisioner]
 
@@ -35,9 +38,9 @@ class Controller:
         self._namespaces = planner.settings.namespaces
         self._queue: WorkQueue[Key] = WorkQueue(self._reconcile, workers=_WORKERS)
         self.world = World(cluster, self._wake, self._namespaces)
-        self._reconciler = Reconciler(
-            cluster, self.world, make_provisioner(cluster, self.world), planner, lambda: datetime.now(UTC)
-        )
+        self._cluster = cluster
+        self.provisioner = make_provisioner(cluster, self.world)
+        self._reconciler = Reconciler(cluster, self.world, self.provisioner, planner, lambda: datetime.now(UTC))
         self._collector = WorkspaceCollector(lambda: self.world.workspaces)
 
     async def run(self) -> None:
@@ -73,7 +76,27 @@ class Controller:
         await self.world.wait_until_synced()
         for key in self.world.keys:
             self._queue.wake(key)
-        await self._queue.run()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._queue.run())
+            group.create_task(self._collect())
+
+    async def _collect(self) -> None:
+        """Have nodes given back whose Workspace is gone, should a pass or an operator have died on the way."""
+        while True:
+            await asyncio.sleep(_COLLECT_S)
+            try:
+                # From the API and not from the cache: a Workspace that is missed here loses its nodes.
+                lists = [
+                    await self._cluster.list(WORKSPACE, scope, metadata_only=True)
+                    for scope in self._namespaces or (None,)
+                ]
+                uids = {document["metadata"]["uid"] for documents, _ in lists for document in documents}
+                gone = await self.provisioner.collect(uids, datetime.now(UTC))
+            except (KaitoRayError, NotFound) as error:
+                logger.warning("nodes of Workspaces that are gone could not be looked for: %s", error)
+            else:
+                for name in gone:
+                    logger.warning("node pool %s is deleted: its Workspace is gone", name)
 
     async def _reconcile(self, key: Key) -> float | None:
         """A pass, and one more after a while in case an event was lost somewhere."""

@@ -49,6 +49,9 @@ CLAIM = Kind("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
 EVENT = Kind("", "v1", "events", "Event")
 NETWORK_POLICY = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy")
 DISRUPTION_BUDGET = Kind("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
+NODE_POOL = Kind("karpenter.sh", "v1", "nodepools", "NodePool", namespaced=False)
+NODE_CLAIM = Kind("karpenter.sh", "v1", "nodeclaims", "NodeClaim", namespaced=False)
+NODE_CLASS = Kind("karpenter.azure.com", "v1beta1", "aksnodeclasses", "AKSNodeClass", namespaced=False)
 VALIDATING_WEBHOOK = Kind(
     "admissionregistration.k8s.io",
     "v1",

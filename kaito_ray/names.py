@@ -37,8 +37,12 @@ ANNOTATION_CLUSTER_CONFIG = "kaito-ray.io/cluster-config"
 ANNOTATION_LAST_REQUEST = "kaito-ray.io/last-request"
 """RFC 3339 time of the newest request, written by whoever sees the traffic; what `idle-after` counts from."""
 
+ANNOTATION_WORKSPACE_UID = "kaito-ray.io/workspace-uid"
+"""On objects of the cluster that were made for a Workspace, which cannot own them."""
+
 # Labels and the taint of GPU nodes.
 LABEL_AGENT_POOL = "kubernetes.azure.com/agentpool"
+LABEL_NODE_POOL = "karpenter.sh/nodepool"
 LABEL_MACHINE_TYPE = "kaito.sh/machine-type"
 TAINT_GPU = {"key": "sku", "value": "gpu", "effect": "NoSchedule"}
 

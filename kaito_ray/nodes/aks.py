@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 from kaito_ray import names
 from kaito_ray.errors import KaitoRayError, NotReadyYet, UserError
-from kaito_ray.nodes.arm import Arm, AzureRefused, NameTaken
+from kaito_ray.nodes.arm import Arm, AzureRefused, ForeignPool
 from kaito_ray.nodes.attempt import Blocked, choose
 from kaito_ray.nodes.block import Block, Offer, block_after
 from kaito_ray.nodes.candidate import candidates_of, spot_of, wanted_sizes
@@ -122,7 +122,7 @@ class AksNodes:
         return True
 
     async def collect(self, uids: Collection[str], now: datetime) -> tuple[str, ...]:
-        """Delete pools whose Workspace is gone; `uids` are those of all Workspaces, read just now. Returns names.
+        """Delete pools whose Workspace is gone; see NodeProvisioner.
 
         Pools of namespaces that this operator does not watch are another operator's.
         """
@@ -143,6 +143,10 @@ class AksNodes:
                 continue  # the next round finds it again
             deleted.append(pool.name)
         return tuple(deleted)
+
+    async def close(self) -> None:
+        """Close the connections to Azure."""
+        await self._arm.close()
 
     async def _take(self, step: Step, plan: Plan, workspace: Workspace, pools: Iterable[Pool], now: datetime) -> Step:
         match step.action:
@@ -201,7 +205,7 @@ class AksNodes:
         )
         try:
             pool = await self._arm.create(name, body, _uid(workspace))
-        except NameTaken as error:
+        except ForeignPool as error:
             return self._refused(
                 step, workspace, record, Attempt(number, candidate, plan.nodes, Reason.NAME_TAKEN, str(error), now)
             )

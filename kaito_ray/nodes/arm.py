@@ -56,7 +56,7 @@ class AzureRefused(NotReadyYet):
         self.failure = failure
 
 
-class NameTaken(NotReadyYet):
+class ForeignPool(NotReadyYet):
     """A pool of that name exists and is not the Workspace's."""
 
     reason = str(Reason.NAME_TAKEN)
@@ -88,6 +88,10 @@ class Arm:
         self._cluster: tuple[datetime, str] | None = None
         self._usages: tuple[datetime, Usages | None] | None = None
 
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.close()
+
     async def pools(self) -> tuple[Pool, ...]:
         """All agent pools of the cluster, not older than the interval; what was just written is in it."""
         async with self._listing:
@@ -117,7 +121,7 @@ class Arm:
         if pool is None:
             raise NotReadyYet(f"agent pool {name} came and went", reason=str(Reason.PREEMPTED))
         if pool.uid != uid:
-            raise NameTaken(f"an agent pool {name} exists and is not ours; it is left alone")
+            raise ForeignPool(f"an agent pool {name} exists and is not ours; it is left alone")
         return pool
 
     async def rescale(self, pool: Pool, count: int) -> Pool:

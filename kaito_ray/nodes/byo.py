@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bring your own nodes: a selector in, which of its nodes can be used out. Makes and releases nothing."""
 
+from collections.abc import Collection
 from datetime import datetime
 
 from kaito_ray.nodes.node import Node, NodeLister
@@ -33,6 +34,13 @@ class ByoNodes:
     async def release(self, workspace: Workspace) -> bool:  # noqa: ARG002
         """Nothing was made, so nothing is left."""
         return True
+
+    async def collect(self, uids: Collection[str], now: datetime) -> tuple[str, ...]:  # noqa: ARG002
+        """Nothing was made, so nothing can be left behind."""
+        return ()
+
+    async def close(self) -> None:
+        """There is no connection of its own."""
 
 
 def _missing(node: Node, plan: Plan) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from kaito_ray import names
 from kaito_ray.nodes.candidate import Candidate, Priority
 from kaito_ray.nodes.moment import parse_moment, render_moment
-from kaito_ray.plan import Plan
+from kaito_ray.plan import Plan, Target
 
 Json = Any
 
@@ -26,8 +26,9 @@ NAME_MAX = 12
 _DISK_BASE_GB = 128
 _DISK_MIN_GB = 300
 _DISK_MAX_GB = 2048
-# AKS refuses these prefixes as labels of a pool; those a node needs of them the kubelet or AKS sets.
-_RESERVED_LABELS = ("kubernetes.io", "k8s.io", "kubernetes.azure.com")
+# AKS or Karpenter refuse these as labels that a user chooses; what a node needs of them it gets from the kubelet.
+_RESERVED_DOMAINS = ("kubernetes.io", "k8s.io", "kubernetes.azure.com", "karpenter.sh", "karpenter.azure.com")
+_RESERVED_LABELS = frozenset({"agentpool", "accelerator", "storageprofile", "storagetier"})
 _OS_SKUS = {"ubuntu": "Ubuntu", "azurelinux": "AzureLinux"}
 
 # Azure's list of states is open; any other than these says that an operation is running.
@@ -114,7 +115,7 @@ def render_pool(
     return {"properties": properties}
 
 
-def render_labels(plan: Plan) -> dict[str, str]:
+def render_labels(plan: Target) -> dict[str, str]:
     """What nodes made for a Workspace carry: the labels its user selects by, and whose they are."""
     wanted = {key: value for key, value in plan.node_labels.items() if not _is_reserved(key)}
     return wanted | {
@@ -125,7 +126,7 @@ def render_labels(plan: Plan) -> dict[str, str]:
     }
 
 
-def disk_gb(plan: Plan) -> int:
+def disk_gb(plan: Target) -> int:
     """The OS disk in GB: the model twice (the files, and those of a new revision or a checkpoint) and the images."""
     return min(_DISK_MAX_GB, max(_DISK_MIN_GB, math.ceil(plan.weights_gib * 1.074 * 2) + _DISK_BASE_GB))
 
@@ -171,4 +172,4 @@ def network_of(pools: Iterable[Pool]) -> dict[str, Json]:
 
 def _is_reserved(key: str) -> bool:
     prefix = key.rpartition("/")[0]
-    return any(prefix == domain or prefix.endswith(f".{domain}") for domain in _RESERVED_LABELS)
+    return key in _RESERVED_LABELS or any(prefix == one or prefix.endswith(f".{one}") for one in _RESERVED_DOMAINS)

@@ -5,7 +5,7 @@ Implemented by byo.py, aks.py and karpenter.py; called by reconcile.py in every 
 a cloud or to the cluster, but reads from caches that others keep: a pass that changes nothing costs no call.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -60,3 +60,12 @@ class NodeProvisioner(Protocol):
 
         Called again until it answers True. Raises NotReadyYet with a reason while the cloud does not answer.
         """
+
+    async def collect(self, uids: Collection[str], now: datetime) -> tuple[str, ...]:
+        """Give back what was made for Workspaces that are gone; the names of what was.
+
+        `uids` are those of all Workspaces, read just now and not from a cache. Called every minute by the leader.
+        """
+
+    async def close(self) -> None:
+        """Close connections; called once, at the end."""
