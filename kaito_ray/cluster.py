@@ -52,15 +52,20 @@ class Gone(Exception):
     """History before the version asked for is no longer kept: list again."""
 
 
-async def connect(environ: Mapping[str, str]) -> ApiClient:
-    """Connect as `KUBECONFIG` says, else as the account of this pod, else as ~/.kube/config says."""
+async def connect(environ: Mapping[str, str], *, user: str = "") -> ApiClient:
+    """Connect as `KUBECONFIG` says, else as the account of this pod, else as ~/.kube/config says.
+
+    `user` tells replicas apart in the API server's audit log.
+    """
     configuration = Configuration()
     if not environ.get("KUBECONFIG") and environ.get("KUBERNETES_SERVICE_HOST"):
         load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     else:
         file = environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
         await load_kube_config(file, client_configuration=configuration, persist_config=False)  # type: ignore[no-untyped-call]
-    return ApiClient(configuration)
+    api = ApiClient(configuration)
+    api.user_agent = f"kaito-ray ({user})" if user else "kaito-ray"
+    return api
 
 
 class Cluster:
@@ -70,7 +75,6 @@ class Cluster:
     """
 
     def __init__(self, api: ApiClient, *, fence: Callable[[], float] = lambda: _WRITE_TIMEOUT_S) -> None:
-        api.user_agent = "kaito-ray"
         self.api = api
         self._fence = fence
 

@@ -112,14 +112,13 @@ class _Lock(LeaseLock):
         return await self._renewing(super().update(name, namespace, updated_record))
 
     async def give_up(self) -> None:
-        """Write an empty holder, which anybody may replace at once."""
-        lease = self.lease_reference
-        if lease is None or lease.spec is None:
-            return
-        lease.spec.holder_identity = ""
+        """Write a Lease without a holder, which anybody may take at once."""
         with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError, ApiException):
             async with asyncio.timeout(RETRY_S):
-                await self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease)
+                lease = await self.api_instance.read_namespaced_lease(self.name, self.namespace)
+                if lease.spec is not None and lease.spec.holder_identity == self.identity:
+                    lease.spec.holder_identity = None
+                    await self.api_instance.replace_namespaced_lease(self.name, self.namespace, lease)
 
     async def _renewing(self, write: Awaitable[bool]) -> bool:
         started = time.monotonic()

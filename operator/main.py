@@ -26,7 +26,7 @@ from kaito_ray.controller import Controller
 from kaito_ray.errors import KaitoRayError
 from kaito_ray.kinds import WORKSPACE
 from kaito_ray.lease import Lease
-from kaito_ray.nodes.byo import ByoNodes
+from kaito_ray.nodes.choice import choose_provisioner
 from kaito_ray.preset import load_catalogue
 from kaito_ray.probe import serve_probes
 from kaito_ray.settings import Settings
@@ -54,6 +54,7 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     try:
         ours = Settings.from_env(os.environ)
         planner = Planner(load_catalogue(ours.presets_dir), load_sizes(ours.presets_dir), ours)
+        make_provisioner = choose_provisioner(planner, os.environ)
     except KaitoRayError as error:
         raise kopf.PermanentError(str(error)) from None
     # kopf reports every event it hands over.
@@ -64,11 +65,12 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.networking.request_timeout = 30
     settings.watching.connect_timeout = 10
 
-    api = await connect(os.environ)
+    identity = _identity()
+    api = await connect(os.environ, user=identity)
     namespace = os.environ.get("POD_NAMESPACE", ours.operator_namespace)
-    memo.lease = Lease(api, namespace, _identity())
+    memo.lease = Lease(api, namespace, identity)
     memo.cluster = Cluster(api, fence=memo.lease.seconds_left)
-    memo.controller = Controller(memo.cluster, memo.lease, planner, lambda _cluster, world: ByoNodes(world.nodes))
+    memo.controller = Controller(memo.cluster, memo.lease, planner, make_provisioner)
     memo.planner = planner
     memo.probes = await serve_probes(ours.health_port, lambda: memo.controller.waits_for)
     certificates = WebhookCertificates(memo.cluster, namespace, ours, lambda: memo.lease.seconds_left() > 0)
@@ -91,6 +93,7 @@ async def stop(memo: Any, **_: Any) -> None:
         task.cancel()
     await asyncio.wait(memo.running)
     await memo.lease.release()
+    await memo.controller.provisioner.close()
     await memo.probes.cleanup()
     await memo.cluster.close()
 

@@ -24,11 +24,12 @@ class Operator:
 
     def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
         self.health_port = free_port()
+        self.name = f"operator-{self.health_port}"
         self._file = folder / f"operator-{self.health_port}.log"
         environment = {
             "KUBECONFIG": str(kubeconfig),
             "POD_NAMESPACE": "default",
-            "POD_NAME": f"operator-{self.health_port}",
+            "POD_NAME": self.name,
             "KAITO_RAY_PROVISIONER": "byo",
             "KAITO_RAY_HEALTH_PORT": str(self.health_port),
             "KAITO_RAY_WEBHOOK_PORT": "0",
@@ -86,9 +87,18 @@ class Operator:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(10)
 
+    def freeze(self) -> None:
+        """Stop its clock as an overloaded machine would, until `thaw`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> int:
         """Ask it to end, and wait; answers its exit code."""
         if self.running:
+            self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(signal.SIGTERM)
         try:
             return self._process.wait(20)
