@@ -71,8 +71,8 @@ def kv_layout(preset: Preset, shape: Shape, load: Load) -> KvLayout:
 
     Layers of one kind form groups of equal size, the smallest kind giving the size, and all groups take blocks from
     one pool, so a block is as wide as the widest kind and holds more tokens of the others. A state is padded to whole
-    blocks of attention, and so is any width that does not divide. Scheduled tokens are one batch per pipeline stage and one more, because scheduling overlaps
-    computing (config/vllm.py, max_concurrent_batches).
+    blocks of attention, and so is any width that does not divide. Scheduled tokens are one batch per pipeline stage and
+    one more, because scheduling overlaps computing (config/vllm.py, max_concurrent_batches).
     """
     kinds = [group for group in _cache_layers(preset) if group.kind != "none"]
     in_flight = load.batched_tokens * (shape.pipeline + 1)

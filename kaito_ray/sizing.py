@@ -160,8 +160,8 @@ def serving_loads(preset: Preset, sku: Sku, demand: Demand) -> Iterator[Load]:
 
     256 sequences and 2,048 tokens per step are vLLM's defaults for a server; with 70 GiB or more and no A100 it takes
     8,192 tokens (engine/arg_utils.py). Models with images take 8,192 everywhere, because an image must fit one step.
-    Both are pinned in the engine's flags, so that the arithmetic and the engine agree. Where that leaves too little, the
-    step and then the adapters' slots get smaller.
+    Both are pinned in the engine's flags, so that the arithmetic and the engine agree. Where that leaves too little,
+    the adapters' slots and then the step get smaller.
     """
     dtype = demand.kv_cache_dtype or str(preset.engine.get("kv-cache-dtype", ""))
     kv_bytes = 1 if dtype.startswith(("fp8", "int8")) else 2

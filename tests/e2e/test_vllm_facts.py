@@ -89,7 +89,7 @@ def test_the_list_of_architectures_is_that_of_the_installed_vllm() -> None:
     assert sorted(architectures()) == _installed_architectures()
 
 
-@pytest.mark.parametrize("preset", load_catalogue(), ids=lambda preset: preset.name)
+@pytest.mark.parametrize("preset", list(load_catalogue()), ids=lambda preset: preset.name)
 def test_vllm_knows_what_a_preset_names(preset: Preset) -> None:
     from vllm.model_executor.model_loader import _LOAD_FORMAT_TO_MODEL_LOADER
     from vllm.reasoning import ReasoningParserManager
