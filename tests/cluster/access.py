@@ -109,9 +109,9 @@ def _binds(binding: Object, user: User) -> bool:
         if subject["kind"] == "ServiceAccount":
             if name == f"system:serviceaccount:{subject.get('namespace', '')}:{subject['name']}":
                 return True
-        elif subject["kind"] == "Group" and subject["name"] in groups:
-            return True
-        elif subject["kind"] == "User" and subject["name"] == name:
+        elif (subject["kind"] == "Group" and subject["name"] in groups) or (
+            subject["kind"] == "User" and subject["name"] == name
+        ):
             return True
     return False
 

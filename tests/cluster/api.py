@@ -85,6 +85,8 @@ class Api:
             return Response.text("ok")
         if path == "/version":
             return Response.json(discovery.VERSION)
+        if path == "/_cluster/requests":
+            return self._counted(request)
         user = impersonated(user_of(request.headers.get("authorization", ""), self._token), request.headers)
         target = None
         if path.startswith(("/api/", "/apis/")) and path.count("/") > (2 if path.startswith("/api/") else 3):
@@ -116,6 +118,17 @@ class Api:
         response = await self._dispatch(request, call, form)
         response.headers += [("Warning", f'299 - "{_quoted(text)}"') for text in call.warnings]
         return response
+
+    def _counted(self, request: Request) -> Response:
+        """For benchmarks in other processes: counts of requests, cleared by DELETE."""
+        if request.method == "DELETE":
+            self.requests.clear()
+        agents = sorted({one.user_agent.partition("/")[0] for one in self.requests})
+        found = {
+            agent: {f"{verb} {resource}": count for (verb, resource), count in self.requests.counts(agent).items()}
+            for agent in agents
+        }
+        return Response.json(found)
 
     def _call(self, request: Request, target: Target) -> Call:
         query = request.query

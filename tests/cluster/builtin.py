@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The resources a Kubernetes server has by itself, as far as kaito-ray and its clients touch them."""
 
+import functools
+
 from cluster.builtin_schema import schema_of
 from cluster.resource import ALL_VERBS, Resource
 
@@ -42,11 +44,12 @@ def _builtin(
     )
 
 
-def builtin_resources() -> list[Resource]:
+@functools.cache
+def builtin_resources() -> tuple[Resource, ...]:
     """One entry per built-in resource."""
     make = _builtin
     ask = ("create",)
-    return [
+    return (
         make("v1", "configmaps", "ConfigMap", short="cm"),
         make("v1", "endpoints", "Endpoints", short="ep"),
         make("v1", "events", "Event", short="ev", model="CoreV1Event"),
@@ -94,4 +97,4 @@ def builtin_resources() -> list[Resource]:
         make(AUTHORIZATION, "subjectaccessreviews", "SubjectAccessReview", clustered=True, verbs=ask),
         make(AUTHORIZATION, "localsubjectaccessreviews", "LocalSubjectAccessReview", verbs=ask),
         make(AUTHORIZATION, "selfsubjectrulesreviews", "SelfSubjectRulesReview", clustered=True, verbs=ask),
-    ]  # fmt: skip
+    )  # fmt: skip

@@ -256,7 +256,7 @@ def _definition(obj: Object, old: Object | None) -> list[Problem]:
     problems = []
     wanted = f"{spec.get('names', {}).get('plural', '')}.{spec.get('group', '')}"
     if obj["metadata"]["name"] != wanted:
-        detail = f'must be spec.names.plural+"."+spec.group'
+        detail = 'must be spec.names.plural+"."+spec.group'
         problems.append(failure.bad_value("metadata.name", obj["metadata"]["name"], detail))
     if sum(bool(one.get("storage")) for one in spec.get("versions") or ()) != 1:
         problems.append(

@@ -19,6 +19,7 @@ class Endpoints:
         self._queue = WorkQueue(self._handle)
         # Services by namespace and one item of their selector, so that a pod finds them without a search.
         self._by_item: dict[_Item, set[Key]] = {}
+        self._pods: dict[_Item, set[Key]] = {}
         inside.listen(self._on_change)
 
     def stop(self) -> None:
@@ -34,20 +35,27 @@ class Endpoints:
                 self._by_item.setdefault(_item(obj), set()).add(_key(obj))
                 self._queue.add(_key(obj))
         elif table == "pods":
-            namespace = obj["metadata"]["namespace"]
-            for version in (change.entry, change.previous):
-                for key, value in ((version.object["metadata"].get("labels") or {}) if version else {}).items():
-                    self._queue.add_all(self._by_item.get((namespace, key, value), ()))
+            before = _items(change.previous.object) if change.previous else set()
+            after = _items(obj) if change.type != "DELETED" else set()
+            for item in before - after:
+                self._pods.get(item, set()).discard(_key(obj))
+            for item in after - before:
+                self._pods.setdefault(item, set()).add(_key(obj))
+            for item in before | after:
+                self._queue.add_all(self._by_item.get(item, ()))
 
     async def _handle(self, key: Key) -> float | None:
         service = self._inside.get("services", *key)
         if service is None or "deletionTimestamp" in service["metadata"]:
             return None
-        pods = [
-            pod
-            for pod in self._inside.select("pods", key[0], service["spec"]["selector"])
-            if pod.get("status", {}).get("podIP") and pod["status"].get("phase") == "Running"
-        ]
+        wanted = service["spec"].get("selector") or {}
+        pods = []
+        for place in self._pods.get(_item(service), ()):
+            pod = self._inside.get("pods", *place)
+            status = (pod.get("status") or {}) if pod else {}
+            labels = (pod["metadata"].get("labels") or {}) if pod else {}
+            if pod and status.get("phase") == "Running" and wanted.items() <= labels.items():
+                pods.append(pod)
         endpoints = [_endpoint(service, pod) for pod in sorted(pods, key=lambda one: str(one["metadata"]["name"]))]
         ports = [_port(port, pods) for port in service["spec"].get("ports", ())]
         name = f"{key[1]}-{hashlib.sha256(service['metadata']['uid'].encode()).hexdigest()[:5]}"
@@ -121,6 +129,11 @@ def _item(service: Object) -> _Item:
     selector = service["spec"].get("selector") or {"": ""}
     key, value = max(selector.items(), key=lambda item: (len(item[1]), item[0]))
     return service["metadata"]["namespace"], key, value
+
+
+def _items(pod: Object) -> set[_Item]:
+    namespace = pod["metadata"]["namespace"]
+    return {(namespace, key, value) for key, value in (pod["metadata"].get("labels") or {}).items()}
 
 
 def _key(obj: Object) -> Key:

@@ -20,18 +20,14 @@ _MISSING: Any = object()
 def encode_fields(paths: Iterable[Path]) -> dict[str, Any]:
     """A set of paths as FieldsV1: nested objects where `.` marks a path that is itself a member."""
     root: dict[str, Any] = {}
-    for path in sorted(paths):
+    # From the longest to the shortest of each branch: a member with something below it gets its dot last.
+    for path in sorted(paths, reverse=True):
         place = root
         for element in path:
             place = place.setdefault(element, {})
-        place["."] = {}
-    return {key: _tidied(value) for key, value in root.items()}
-
-
-def _tidied(trie: dict[str, Any]) -> dict[str, Any]:
-    if len(trie) == 1 and "." in trie:
-        return {}
-    return {key: (value if key == "." else _tidied(value)) for key, value in sorted(trie.items())}
+        if place:
+            place["."] = {}
+    return root
 
 
 def decode_fields(trie: dict[str, Any]) -> Paths:
@@ -137,20 +133,26 @@ def merge(node: Node, live: Any, config: Any) -> Any:
 
 
 def _merge_items(node: Node, live: list[Any], config: list[Any]) -> list[Any]:
-    """Keyed items in the configuration's order; the others keep their place relative to those before them."""
+    """Live items that the configuration does not name stay where they are; the others take its order."""
     wanted = {node.key_of(item): item for item in config}
-    order = {node.key_of(item): index for index, item in enumerate(live)}
+    present = {node.key_of(item): item for item in live}
+    shared = [key for key in wanted if key in present]
+    left, right = list(present), list(wanted)
     merged: list[Any] = []
-    position = 0
-    for key, item in wanted.items():
-        index = order.get(key)
-        if index is None:
-            merged.append(item)
-            continue
-        merged += [one for one in live[position:index] if node.key_of(one) not in wanted]
-        position = max(position, index + 1)
-        merged.append(merge(node.item, live[index], item))
-    return merged + [one for one in live[position:] if node.key_of(one) not in wanted]
+    while left or right:
+        if left and left[0] not in wanted:
+            merged.append(present[left.pop(0)])
+        elif left and (not right or left[0] not in shared or left[0] != shared[0]):
+            # Named by the configuration, and placed where that has it.
+            left.pop(0)
+        else:
+            key = right.pop(0)
+            merged.append(merge(node.item, present[key], wanted[key]) if key in present else wanted[key])
+            if shared and shared[0] == key:
+                shared.pop(0)
+                if left and left[0] == key:
+                    left.pop(0)
+    return merged
 
 
 def named_ancestors(node: Node, paths: Iterable[Path]) -> set[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.api import Api
 from cluster.call import Call, now
 from cluster.failure import Failure
-from cluster.patch import JSON_PATCH, MERGE_PATCH
+from cluster.patch import MERGE_PATCH
 from cluster.resource import Object
 from cluster.store import Change
 
@@ -23,6 +23,7 @@ class Inside:
     def __init__(self, api: Api, name: str) -> None:
         self._api = api
         self._name = name
+        self._said: dict[tuple[str, str, str], str] = {}
 
     def get(self, table: str, namespace: str, name: str) -> Object | None:
         """An object, or None; `table` is `plural` or `plural.group`."""
@@ -77,9 +78,8 @@ class Inside:
         """Write a whole status in the place of the old one; None when the object is gone meanwhile."""
         metadata = obj["metadata"]
         call = self._call("patch", table, metadata.get("namespace", ""), metadata["name"], "status")
-        operation = {"op": "add", "path": "/status", "value": status}
         try:
-            return (await self._api.verbs.patch(call, JSON_PATCH, [operation])).object
+            return (await self._api.verbs.change(call, lambda served: {**served, "status": status})).object
         except Failure as refusal:
             if refusal.reason == "NotFound":
                 return None
@@ -114,13 +114,12 @@ class Inside:
         """Write an Event, or count up the one that says the same."""
         metadata = about["metadata"]
         namespace = metadata.get("namespace") or "default"
-        for event in self.select("events", namespace):
-            if event["involvedObject"].get("uid") == metadata["uid"] and event["reason"] == reason:
-                if event.get("message") == message:
-                    again = {"count": event.get("count", 1) + 1, "lastTimestamp": now()}
-                    await self.patch("events", event, again)
-                    return
-        await self.create(
+        said = (metadata["uid"], reason, message)
+        event = self.get("events", namespace, self._said.get(said, ""))
+        if event is not None:
+            await self.patch("events", event, {"count": event.get("count", 1) + 1, "lastTimestamp": now()})
+            return
+        made = await self.create(
             "events",
             {
                 "metadata": {"generateName": f"{metadata['name']}.", "namespace": namespace},
@@ -140,6 +139,7 @@ class Inside:
                 "lastTimestamp": now(),
             },
         )
+        self._said[said] = made["metadata"]["name"]
 
     def served(self, table: str) -> bool:
         """Whether the resource exists now."""

@@ -5,7 +5,7 @@ The rules are those of k8s.io/apimachinery's managedfields package and structure
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cluster.failure import Failure, apply_conflict
@@ -34,13 +34,20 @@ class Manager(NamedTuple):
     subresource: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ownership:
-    """What a manager owns."""
+    """What a manager owns; never changed once made, but for the encoded form that is kept beside it."""
 
     fields: Paths
     api_version: str
     time: str
+    encoded: dict[str, Any] | None = field(default=None, compare=False)
+
+    def fields_v1(self) -> dict[str, Any]:
+        """The fields as FieldsV1."""
+        if self.encoded is None:
+            self.encoded = encode_fields(self.fields)
+        return self.encoded
 
 
 Owners = dict[Manager, Ownership]
@@ -78,7 +85,7 @@ def encode_owners(owners: Owners) -> list[Object]:
             "apiVersion": owned.api_version,
             "time": owned.time,
             "fieldsType": "FieldsV1",
-            "fieldsV1": encode_fields(owned.fields),
+            "fieldsV1": owned.fields_v1(),
         }
         if who.subresource:
             entry["subresource"] = who.subresource

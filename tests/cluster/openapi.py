@@ -97,7 +97,7 @@ def _paths(resource: Resource, component: str) -> dict[str, Any]:
             **kind,
         }
         if sent:
-            done["requestBody"] = {"content": {one: body for one in sent}}
+            done["requestBody"] = {"content": dict.fromkeys(sent, body)}
         return done
 
     return {

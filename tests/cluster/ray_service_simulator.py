@@ -6,6 +6,7 @@ Transitions follow ray-operator/controllers/ray/rayservice_controller.go of v1.7
 """
 
 import asyncio
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -74,9 +75,9 @@ class RayServices:
         if table == SERVICES:
             if change.type != "DELETED":
                 self._queue.add((namespace, metadata["name"]))
-        elif table == CLUSTERS and labels.get("ray.io/originated-from-crd") == "RayService":
-            self._queue.add((namespace, labels[_OWNER]))
-        elif table == "endpointslices.discovery.k8s.io" and labels.get("ray.io/originated-from-crd") == "RayService":
+        elif (table == CLUSTERS and labels.get("ray.io/originated-from-crd") == "RayService") or (
+            table == "endpointslices.discovery.k8s.io" and labels.get("ray.io/originated-from-crd") == "RayService"
+        ):
             self._queue.add((namespace, labels[_OWNER]))
         elif table == "services":
             for reference in metadata.get("ownerReferences") or ():
@@ -207,12 +208,10 @@ class RayServices:
         elif status == "RUNNING" and not self._served(service, cluster):
             status, message = "UNHEALTHY", "The deployment is unhealthy: its replicas were lost."
         found = {}
-        for application in yaml.safe_load(submitted.config).get("applications") or ():
-            deployments = {
-                one["name"]: {"status": _DEPLOYMENT_STATUS.get(status, status), "message": message}
-                for one in application.get("deployments") or ()
-            }
-            found[application["name"]] = {"status": status, "message": message, "serveDeploymentStatuses": deployments}
+        for name, deployments in _parsed(submitted.config)[1]:
+            one = {"status": _DEPLOYMENT_STATUS.get(status, status), "message": message}
+            statuses = dict.fromkeys(deployments, one)
+            found[name] = {"status": status, "message": message, "serveDeploymentStatuses": statuses}
         return found
 
     def _served(self, service: Object, cluster: Object) -> bool:
@@ -245,9 +244,10 @@ class RayServices:
     async def _report(
         self, service: Object, active: Object | None, pending: Object | None, reason: str, problem: str
     ) -> None:
-        name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+        namespace = service["metadata"]["namespace"]
         serve = serve_service(service, "")["metadata"]["name"]
-        slices = self._inside.select("endpointslices.discovery.k8s.io", namespace, {"kubernetes.io/service-name": serve})
+        found = self._inside.get("services", namespace, serve)
+        slices = self._inside.owned(found, "endpointslices.discovery.k8s.io") if found else []
         endpoints = sum(
             bool(one["conditions"].get("ready")) for part in slices for one in part.get("endpoints") or ()
         ) if active is not None else 0  # fmt: skip
@@ -283,7 +283,6 @@ class RayServices:
                 "observedGeneration": generation,
             },
         )
-        del name
 
     def _cluster_status(self, service: Object, cluster: Object | None, *, refresh: bool) -> Object:
         if cluster is None:
@@ -346,16 +345,23 @@ def _invalid(service: Object) -> str:
     name = service["metadata"]["name"]
     if len(name) > 47:
         return f"The RayService metadata is invalid: RayService name should be no more than 47 characters: {name}"
-    try:
-        config = yaml.safe_load(service["spec"].get("serveConfigV2", "")) or {}
-    except yaml.YAMLError as error:
-        return f"The RayService spec is invalid: serveConfigV2: {error}"
-    if not isinstance(config, dict):
-        return "The RayService spec is invalid: serveConfigV2 is no mapping"
+    problem, _ = _parsed(service["spec"].get("serveConfigV2", ""))
+    if problem:
+        return f"The RayService spec is invalid: serveConfigV2: {problem}"
     for group in service["spec"]["rayClusterConfig"].get("workerGroupSpecs") or ():
         if not service["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling") and group.get("maxReplicas") is None:
             return f"worker group {group['groupName']} is missing minReplicas or maxReplicas"
     return ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(config: str) -> tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]:
+    """What is wrong with a Serve config, and its applications with their deployments."""
+    try:
+        applications = (yaml.load(config, yaml.CSafeLoader) or {}).get("applications") or ()
+        return "", tuple((one["name"], tuple(d["name"] for d in one.get("deployments") or ())) for one in applications)
+    except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
+        return str(error) or type(error).__name__, ()
 
 
 def _carries(pod: Object, labels: dict[str, str]) -> bool:

@@ -29,6 +29,7 @@ class Node:
         "_rules_below",
         "atomic",
         "checks",
+        "defaults",
         "embedded",
         "int_or_string",
         "keys",
@@ -60,6 +61,9 @@ class Node:
         self.required: tuple[str, ...] = tuple(raw.get("required", ()))
         self.rules: list[dict[str, Any]] = list(raw.get("x-kubernetes-validations", ()))
         self.shape = self._shape()
+        self.defaults: list[tuple[str, Any]] = [
+            (key, one["default"]) for key, one in raw.get("properties", {}).items() if "default" in one
+        ]
         list_type = raw.get("x-kubernetes-list-type", "atomic")
         self.keys: tuple[str, ...] = tuple(raw.get("x-kubernetes-list-map-keys", ())) if list_type == "map" else ()
         self.set = self.shape == "list" and list_type == "set"
@@ -103,7 +107,7 @@ class Node:
 
     def field(self, key: str) -> "Node | None":
         """The node of a key of a map: a property, an additional one, anything, or None when unknown."""
-        node = self.declared(key)
+        node = self._fields.get(key) or self.declared(key)
         if node is not None:
             return node
         if self._additional is None:

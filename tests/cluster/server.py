@@ -22,9 +22,9 @@ from cluster.client import Client
 from cluster.container_state import Script
 from cluster.faults import Fault
 from cluster.listener import Listener
-from cluster.request_log import RequestLog
 from cluster.ray_job_simulator import Running
 from cluster.ray_service_simulator import Serving
+from cluster.request_log import RequestLog
 from cluster.resource import Registry
 from cluster.simulation import Pace, Simulation
 
@@ -37,6 +37,7 @@ class TestCluster:
 
     __test__ = False
     is_simulated = True
+    namespace = "default"
 
     def __init__(self, *, port: int = 0, bookmark_s: float = 10.0, crd_delay_s: float = 0.02) -> None:
         self._port = port

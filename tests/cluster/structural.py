@@ -40,22 +40,25 @@ def _prune(node: Node, value: Any, path: str, dropped: list[str], envelope: bool
 
 
 def fill(node: Node, value: Any) -> None:
-    """Drop nulls where the schema allows none, then fill in defaults."""
+    """Fill in defaults, also in the place of nulls; drop other nulls where the schema allows none."""
+    if node.shape == "any":
+        return
     if isinstance(value, list):
         for item in value:
-            fill(node.item, item)
+            if isinstance(item, (dict, list)):
+                fill(node.item, item)
         return
     if not isinstance(value, dict):
         return
-    for key in list(value):
-        below = node.field(key)
-        if value[key] is None and below is not None and below.shape != "any" and not below.nullable:
-            del value[key]
-    for key, raw in node.properties.items():
-        if key not in value and "default" in raw:
-            value[key] = copy.deepcopy(raw["default"])
-    for key, part in value.items():
-        if isinstance(part, (dict, list)):
+    for key, default in node.defaults:
+        if value.get(key) is None and (key not in value or not node.properties[key].get("nullable")):
+            value[key] = copy.deepcopy(default)
+    for key, part in list(value.items()):
+        if part is None:
+            below = node.field(key)
+            if below is not None and below.shape != "any" and not below.nullable:
+                del value[key]
+        elif isinstance(part, (dict, list)):
             below = node.field(key)
             if below is not None:
                 fill(below, part)

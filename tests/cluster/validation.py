@@ -53,11 +53,16 @@ def json_type(value: Any) -> str:
     return "string" if isinstance(value, str) else "array" if isinstance(value, list) else "object"
 
 
+_TYPES: dict[str, type] = {"string": str, "array": list, "object": dict, "boolean": bool}
+
+
 def _fits(wanted: str, value: Any) -> bool:
-    seen = json_type(value)
-    if wanted == "integer":
-        return seen == "integer" or (isinstance(value, float) and value.is_integer())
-    return seen == wanted or (wanted == "number" and seen == "integer")
+    known = _TYPES.get(wanted)
+    if known is not None:
+        return isinstance(value, known)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return wanted == "number" or isinstance(value, int) or value.is_integer()
 
 
 def _validate(node: Node, value: Any, old: Any, path: str, out: list[Problem]) -> None:
@@ -141,7 +146,7 @@ def _has_format(name: str, value: str) -> bool:
                 return False
             datetime.fromisoformat(value.upper().replace("Z", "+00:00"))
         elif name == "date":
-            datetime.strptime(value, "%Y-%m-%d")  # noqa: DTZ007
+            datetime.strptime(value, "%Y-%m-%d")
         elif name == "byte":
             base64.b64decode(value, validate=True)
         elif name == "uuid":

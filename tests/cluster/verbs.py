@@ -23,9 +23,11 @@ from cluster.patch import JSON_PATCH, MERGE_PATCH, json_patched, merge_patched, 
 from cluster.resource import Object, Registry, Resource
 from cluster.store import Entry, Store
 from cluster.strategy import prepare_create, prepare_update, reset_fields
+from cluster.structural import prune
 from cluster.validation import MISSING, validate
 
 _ATTEMPTS = 10
+_ENVELOPE = ("apiVersion", "kind", "metadata")
 # Registries that refuse an update without a resourceVersion.
 _CONDITIONAL = {"leases", "customresourcedefinitions", "roles", "rolebindings", "clusterroles", "clusterrolebindings",
                 "poddisruptionbudgets", "validatingwebhookconfigurations", "mutatingwebhookconfigurations"}  # fmt: skip
@@ -96,19 +98,29 @@ class Verbs:
 
     async def patch(self, call: Call, content_type: str, patch: Any) -> Entry:
         """PATCH in one of the three formats that change the current object."""
-        resource = call.resource
+        if content_type == JSON_PATCH:
+            return await self.change(call, lambda served: json_patched(served, patch))
+        if content_type == MERGE_PATCH:
+            return await self.change(call, lambda served: merge_patched(served, _mapping(patch)))
+        schema = call.resource.schema
+        return await self.change(call, lambda served: strategic_merge_patched(schema, served, _mapping(patch)))
+
+    async def change(self, call: Call, change: Callable[[Object], Object]) -> Entry:
+        """Store what a function makes of the current object; it gets the stored one and must leave it as it is."""
 
         def make(old: Object) -> Made:
-            served = from_storage(old, resource.api_version)
-            if content_type == JSON_PATCH:
-                changed = json_patched(served, patch)
-            elif content_type == MERGE_PATCH:
-                changed = merge_patched(served, _mapping(patch))
-            else:
-                changed = strategic_merge_patched(resource.schema, served, _mapping(patch))
-            obj = self._decoded(call, json.loads(json.dumps(changed)))
-            self._fill(resource, obj)
-            return Made(obj)
+            served = from_storage(old, call.resource.api_version)
+            changed = change(served)
+            if not call.resource.custom:
+                obj = self._decoded(call, json.loads(json.dumps(changed)))
+                self._fill(call.resource, obj)
+                return Made(obj)
+            # Parts that the change left alone were decoded when they were stored.
+            untouched = {
+                key: value for key, value in changed.items() if key not in _ENVELOPE and value is served.get(key)
+            }
+            touched = {key: value for key, value in changed.items() if key not in untouched}
+            return Made({**self._decoded(call, json.loads(json.dumps(touched))), **untouched})
 
         return await self._write(call, make)
 
@@ -151,7 +163,8 @@ class Verbs:
         for key, wanted in (("apiVersion", resource.api_version), ("kind", resource.kind)):
             if config.get(key) != wanted:
                 raise failure.bad_request(f"invalid object type: {config.get('apiVersion')}, Kind={config.get('kind')}")
-        _, unknown = decode(resource, json.loads(json.dumps(config)))
+        copy = json.loads(json.dumps(config))
+        unknown = prune(resource.schema, copy) if resource.custom else decode(resource, copy)[1]
         if unknown:
             where = f"{call.namespace}/{call.name}" if call.namespace else f"/{call.name}"
             kind = f"{resource.api_version}, Kind={resource.kind}"

@@ -230,7 +230,7 @@ def denial(hook: Object, response: Object) -> Failure:
     text = result.get("message") or result.get("reason")
     message = f"{prefix}: {text}" if text else f"{prefix} without explanation"
     code = result.get("code") or 0
-    return Failure(result.get("reason", ""), message, code=code if code >= 400 else 400, details=result.get("details"))
+    return Failure(result.get("reason", ""), message, code=max(code, 400), details=result.get("details"))
 
 
 def in_version(obj: Object | None, resource: Resource) -> Object | None:
