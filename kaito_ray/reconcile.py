@@ -17,11 +17,13 @@ from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.errors import ClusterUnavailable, KaitoRayError, LeaseLost, NotReadyYet
 from kaito_ray.finalizer import add_finalizer, release
 from kaito_ray.informer import Key, key_of
+from kaito_ray.nodes.byo_size import size_of_nodes
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.observe import observe
 from kaito_ray.plan import Plan
 from kaito_ray.report import Reporter
 from kaito_ray.settings import Provisioner
+from kaito_ray.sku import Sku
 from kaito_ray.status import derive_status
 from kaito_ray.wish import Planner, named_objects, observe_config, observe_missing
 from kaito_ray.workspace import Workspace, parse_workspace
@@ -88,11 +90,17 @@ class Reconciler:
         wish = Wish(workspace, missing=await observe_missing(self._world, key, named))
         try:
             config = await observe_config(self._world, key, workspace)
-            return replace(wish, plan=self._planner.plan(workspace, config))
+            return replace(wish, plan=self._planner.plan(workspace, config, self._size(workspace)))
         except (ClusterUnavailable, LeaseLost):
             raise
         except KaitoRayError as error:
             return replace(wish, error=error)
+
+    def _size(self, workspace: Workspace) -> str | Sku:
+        """The size of nodes that are brought along, where the Workspace names none; else the planner knows."""
+        if self._gives_back or workspace.resource.instance_type:
+            return ""
+        return size_of_nodes(self._world.nodes(workspace.resource.label_selector.match_labels), self._planner.sizes)
 
     async def _nodes(self, document: KubeObject, wish: Wish, now: datetime) -> NodesObserved:
         """The nodes one step closer; why there are none when the wish cannot be planned."""

@@ -15,7 +15,7 @@ from kaito_ray.plan import Plan, plan
 from kaito_ray.preset import Catalogue
 from kaito_ray.references import Reference, references
 from kaito_ray.settings import Settings
-from kaito_ray.sku import Sizes
+from kaito_ray.sku import Sizes, Sku
 from kaito_ray.workspace import Workspace
 from kaito_ray.world import World
 
@@ -30,10 +30,10 @@ class Planner:
     sizes: Sizes
     settings: Settings
 
-    def plan(self, workspace: Workspace, config: Mapping[str, str] | None, size: str = "") -> Plan:
+    def plan(self, workspace: Workspace, config: Mapping[str, str] | None, on: str | Sku = "") -> Plan:
         """The plan; `config` is the data of the ConfigMap it names. Raises UserError.
 
-        `size` asks for a plan on that size; by default it is the one that the nodes have or get.
+        `on` asks for a plan on that size; by default it is the one that the nodes have or get.
         """
         work = workspace.inference or workspace.tuning
         preset = work.preset if work is not None else None
@@ -42,9 +42,11 @@ class Planner:
                 "inference.template cannot be run: kaito-ray serves presets only; name one with inference.preset.name",
                 reason="TemplateNotSupported",
             )
-        size = size or size_in_use(workspace)
-        sku = self.sizes.get(size) if size else None
+        sku = on if isinstance(on, Sku) else self._size(on or size_in_use(workspace))
         return plan(workspace, self.catalogue.get(preset.name), sku, self.settings, config=config, sizes=self.sizes)
+
+    def _size(self, name: str) -> Sku | None:
+        return self.sizes.get(name) if name else None
 
 
 def named_objects(workspace: Workspace) -> list[tuple[Kind, Reference]]:

@@ -26,6 +26,9 @@ class Node:
     provider_id: str
     deleting: bool
     not_ready_since: datetime | None = None
+    cpus: float = 0.0
+    memory_gib: float = 0.0
+    """What the machine has in all (its capacity); 0 when it does not say."""
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:
         """Whether the node carries all of `labels`."""
@@ -80,4 +83,19 @@ def parse_node(document: Mapping[str, Any]) -> Node:
         provider_id=spec.get("providerID", ""),
         deleting=bool(metadata.get("deletionTimestamp")),
         not_ready_since=None if ready.get("status") == "True" else parse_moment(ready.get("lastTransitionTime")),
+        cpus=_cpus(str((status.get("capacity") or {}).get("cpu", ""))),
+        memory_gib=_gib(str((status.get("capacity") or {}).get("memory", ""))),
     )
+
+
+def _cpus(quantity: str) -> float:
+    """`64` and `63500m` in cores."""
+    number = quantity.removesuffix("m")
+    return int(number) / (1000 if quantity.endswith("m") else 1) if number.isdecimal() else 0.0
+
+
+def _gib(quantity: str) -> float:
+    """Memory as kubelets report it, in Ki, Mi or Gi, in GiB."""
+    number, unit = quantity[:-2], quantity[-2:]
+    shift = {"Ki": 2**20, "Mi": 2**10, "Gi": 1}.get(unit)
+    return round(int(number) / shift, 2) if shift and number.isdecimal() else 0.0
