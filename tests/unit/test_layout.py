@@ -25,7 +25,7 @@ def test_library_needs_no_heavy_package() -> None:
         for path in sorted((ROOT / "kaito_ray").rglob("*.py"))
         if path.name != "__init__.py"
     ]
-    heavy = "kopf ray torch vllm peft trl bitsandbytes transformers datasets".split()
+    heavy = ["kopf", "ray", "torch", "vllm", "peft", "trl", "bitsandbytes", "transformers", "datasets"]
     code = (
         "import importlib, sys\n"
         f"for name in {modules!r}: importlib.import_module(name)\n"
