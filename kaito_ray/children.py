@@ -65,7 +65,11 @@ class Children:
                 await self._require_free_service(plan)
         await self._ensure_token(workspace, plan)
         documents, notices = await self._documents(workspace, plan, live)
-        applied = await self._applier.apply(workspace, documents, now)
+        try:
+            applied = await self._applier.apply(workspace, documents, now)
+        except NotFound as error:
+            # Seen before the watch has noticed that the CRD is gone.
+            raise NotReadyYet(f"{kind.crd} cannot be written: {error}", reason="KubeRayMissing", delay_s=5) from None
         return Applied(applied.written, applied.contested, (*notices, *applied.notices))
 
     def _main(self, plan: Plan) -> tuple[Kind, str]:

@@ -19,7 +19,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from kaito_ray import names
-from kaito_ray.errors import ClusterUnavailable, LeaseLost, ObjectRefused
+from kaito_ray.errors import ClusterUnavailable, LeaseLost, NotReadyYet, ObjectRefused
 from kaito_ray.kinds import EVENT, Kind
 from kaito_ray.metrics import API_REQUESTS
 
@@ -40,16 +40,22 @@ _SILENCE_S = 75.0
 _RETRY_AFTER_S = 1.0
 
 
-class NotFound(Exception):
+class NotFound(NotReadyYet):
     """There is no such object, or no such kind."""
 
+    reason = "NotFound"
 
-class Conflict(Exception):
+
+class Conflict(NotReadyYet):
     """The object exists already, or is not at the version the request was made for."""
 
+    reason = "Conflict"
 
-class Gone(Exception):
+
+class Gone(NotReadyYet):
     """History before the version asked for is no longer kept: list again."""
+
+    reason = "Gone"
 
 
 async def connect(environ: Mapping[str, str], *, user: str = "") -> ApiClient:
@@ -192,7 +198,7 @@ class Cluster:
         """Post an Event; one that cannot be posted is only logged, since nothing depends on it."""
         try:
             await self.create(EVENT, document)
-        except (ObjectRefused, ClusterUnavailable, NotFound, Conflict) as error:
+        except (ObjectRefused, NotReadyYet) as error:
             logger.warning("an Event could not be posted: %s", error)
 
     # HTTP

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from typing import Generic, TypeVar
 
-from kaito_ray.cluster import Cluster, Conflict, Gone, KubeObject, NotFound
+from kaito_ray.cluster import Cluster, Gone, KubeObject, NotFound
 from kaito_ray.errors import KaitoRayError
 from kaito_ray.kinds import Kind
 
@@ -112,7 +112,7 @@ class Informer(Generic[T]):
                 await asyncio.sleep(_ABSENT_S)
             except Gone:
                 logger.info("the history of %s is gone, listing again", self.kind.crd)
-            except (KaitoRayError, Conflict) as error:
+            except KaitoRayError as error:
                 logger.warning("%s cannot be listed, trying again in %.1f s: %s", self.kind.crd, backoff_s, error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
@@ -148,7 +148,9 @@ class Informer(Generic[T]):
                         self.put(document)
                 # The server ends watches regularly; one that ends at once must not become a storm.
                 await asyncio.sleep(_BACKOFF_MIN_S)
-            except (KaitoRayError, Conflict) as error:
+            except (NotFound, Gone):
+                raise
+            except KaitoRayError as error:
                 logger.info("watching %s again in %.1f s: %s", self.kind.crd, backoff_s, error)
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)

@@ -76,7 +76,7 @@ class WebhookCertificates:
                     self._write(current)
             except LeaseLost:
                 logger.debug("another replica looks after the webhook's certificates")
-            except (KaitoRayError, NotFound, Conflict) as error:
+            except KaitoRayError as error:
                 logger.warning("the webhook's certificates cannot be looked after now: %s", error)
             await asyncio.sleep(_LOOK_S)
 
