@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The adapters of one replica: brings what is loaded in line with what `user_config` asks for.
 
-serve_apps/chat.py calls `apply` for every change of `user_config`, and `GET /adapters` shows `states`. One bad
+serve_apps/replica.py calls `apply` for every change of `user_config`, and `GET /adapters` shows `states`. One bad
 adapter is reported there and never raised: Serve would take the whole replica for unhealthy.
+
+Each adapter that is asked for has a task of its own, which fetches, checks and loads it, and tries again later while
+its source is down. A change starts and cancels tasks and is done; so the newest wish counts, whatever the one before
+it was busy with, and a slow source holds up nobody else.
 
 A new version of an adapter is loaded beside the old one under a name and number of its own, and clients' name moves
 over when it is ready. Requests that run keep the old weights, which leave the engine when the last of them ends.
@@ -12,46 +16,73 @@ vLLM's own `load_inplace` would swap weights under running requests, and reload 
 import asyncio
 import contextlib
 import logging
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serve_apps import staging
+from kaito_ray.artifacts.base import Base, read_base
+from kaito_ray.artifacts.prepare import Prepared, prepare_adapter
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.artifacts.source import Stager
+from kaito_ray.errors import AdapterRefused, ArtifactUnavailable, KaitoRayError
 from serve_apps.arguments import Adapter
-from serve_apps.staging import BadAdapter, Staged
+from serve_apps.probe import changes_output
 
 logger = logging.getLogger(__name__)
 
 _RETIRE_POLL_S = 0.5
+_RETRY_MAX_S = 300.0
+# A new replica takes no traffic while it waits; a running one reports itself as updating.
+_FIRST_WAIT_S = 120.0
+_WAIT_S = 20.0
+_TOGETHER = 4
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterState:
-    """One line of `GET /adapters`. `state` is Loading, Ready or Failed; `error` is empty when all is good."""
+    """One line of `GET /adapters`. `state` is Loading, Ready or Failed; `error` is empty when all is good.
+
+    A Failed adapter may still answer with the version before; then digest, rank and the rest are of that one.
+    """
 
     name: str
     source: dict[str, Any]
     digest: str = ""
     strength: float = 1.0
     rank: int = 0
+    size_bytes: int = 0
     state: str = "Loading"
+    reason: str = ""
     error: str = ""
+    loaded_at: str = ""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What the engine has under a client's name; its files stay in the cache, since the engine reads them again."""
+
+    request: Any
+    prepared: Prepared
 
 
 class Adapters:
     """`models` is vLLM's OpenAIServingModels, which resolves the `model` of every request."""
 
-    def __init__(self, models: Any, *, cache: Path | None = None) -> None:
+    def __init__(self, models: Any, stager: Stager) -> None:
         self._models = models
         self._engine = models.engine_client
-        self._cache = cache or Path(tempfile.mkdtemp(prefix="kaito-ray-adapters-"))
-        self._wanted: Sequence[Adapter] = ()
-        self._changed = False
-        self._lock = asyncio.Lock()
+        self._stager = stager
+        self._wanted: dict[str, Adapter] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, asyncio.Event] = {}
         self._states: dict[str, AdapterState] = {}
+        self._loaded: dict[str, _Loaded] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Semaphore(_TOGETHER)
+        self._base: asyncio.Task[Base] | None = None
+        self._wait_s = _FIRST_WAIT_S
         _show_clients_names(models)
 
     def states(self) -> list[dict[str, Any]]:
@@ -59,82 +90,163 @@ class Adapters:
         return [asdict(self._states[name]) for name in sorted(self._states)]
 
     async def apply(self, wanted: Sequence[Adapter]) -> None:
-        """Load, replace and unload until `wanted` is what is loaded, or a later call asks for something else.
+        """Ask for these adapters; returns when each was tried once, or after a while that no source may exceed."""
+        before, self._wanted = self._wanted, {adapter.name: adapter for adapter in wanted}
+        for name in before.keys() - self._wanted.keys():
+            self._cancel(name)
+            self._unload(name)
+        for name, adapter in self._wanted.items():
+            known = self._states.get(name)
+            if before.get(name) != adapter or known is None or known.state == "Failed":
+                self._cancel(name)
+                self._start(adapter)
+        waits = [asyncio.create_task(event.wait()) for event in self._tried.values()]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=self._wait_s)
+            for task in late:
+                task.cancel()
+        self._wait_s = _WAIT_S
 
-        Calls that arrive meanwhile collapse: the newest one is applied next, those between are not.
-        """
-        self._wanted, self._changed = wanted, True
-        async with self._lock:
-            if not self._changed:
-                return
-            self._changed = False
-            wanted = self._wanted
-            for name in self._states.keys() - {adapter.name for adapter in wanted}:
-                self._unload(name)
-            for adapter in wanted:
-                if self._changed:
-                    return
-                await self._bring(adapter)
-
-    async def _bring(self, adapter: Adapter) -> None:
+    def _start(self, adapter: Adapter) -> None:
+        fresh = AdapterState(adapter.name, adapter.source, strength=adapter.strength)
         known = self._states.get(adapter.name)
-        state = AdapterState(adapter.name, adapter.source, strength=adapter.strength)
-        if known is None or known.state != "Ready":
-            self._states[adapter.name] = state
+        # While the next version is on its way, the state shows the one that answers.
+        self._states[adapter.name] = replace(known, state="Loading", reason="", error="") if known else fresh
+        self._tried[adapter.name] = asyncio.Event()
+        self._tasks[adapter.name] = asyncio.create_task(self._bring(adapter, self._tried[adapter.name]))
+
+    def _cancel(self, name: str) -> None:
+        if task := self._tasks.pop(name, None):
+            task.cancel()
+        self._tried.pop(name, None)
+
+    async def _bring(self, adapter: Adapter, tried: asyncio.Event) -> None:
+        """Fetch, check and load; again and again while the source is down."""
+        tries = 0
+        while True:
+            error = await self._try(adapter)
+            tried.set()
+            if not isinstance(error, ArtifactUnavailable):
+                return
+            tries += 1
+            await asyncio.sleep(min(_RETRY_MAX_S, max(error.retry_after_s, 5.0 * 2**tries)))
+
+    async def _try(self, adapter: Adapter) -> Exception | None:
+        """One try, its outcome in the state."""
         try:
-            staged = await staging.stage(adapter.source, strength=adapter.strength, cache=self._cache)
-            state = replace(state, digest=staged.digest, rank=staged.rank)
-            await self._load(adapter.name, staged)
-            state = replace(state, state="Ready")
+            async with self._turn:
+                prepared = await self._prepare(adapter)
+                try:
+                    await self._load(adapter, prepared)
+                except BaseException:
+                    prepared.release()
+                    raise
         except Exception as error:
-            if not isinstance(error, BadAdapter):
+            if not isinstance(error, KaitoRayError):
                 logger.exception("adapter %s was not loaded", adapter.name)
             # A version that works is worth more than none; the error says that it is not the one asked for.
-            state = replace(state, state="Failed", error=_sentence(error))
-        self._states[adapter.name] = state
+            reason = error.reason if isinstance(error, KaitoRayError) else "LoadFailed"
+            self._states[adapter.name] = replace(
+                self._states[adapter.name], state="Failed", reason=reason, error=_sentence(error)
+            )
+            return error
+        return None
 
-    async def _load(self, name: str, staged: Staged) -> None:
+    async def _prepare(self, adapter: Adapter) -> Prepared:
+        if self._models.is_base_model(adapter.name):
+            raise AdapterRefused(f"{adapter.name} is the name of the base model", reason=Reason.INVALID_SOURCE)
+        lora = self._engine.vllm_config.lora_config
+        if lora is None:
+            raise AdapterRefused("this model is served without LoRA", reason=Reason.UNSUPPORTED_FEATURE)
+        if self._base is None:
+            self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, self._models))
+        return await prepare_adapter(
+            self._stager,
+            adapter.source,
+            base=await asyncio.shield(self._base),
+            max_rank=lora.max_lora_rank,
+            strength=adapter.strength,
+        )
+
+    async def _load(self, adapter: Adapter, prepared: Prepared) -> None:
         from vllm.lora.request import LoRARequest
 
-        if self._models.is_base_model(name):
-            raise BadAdapter(f"{name} is the name of the base model")
-        if self._engine.vllm_config.lora_config is None:
-            raise BadAdapter("this model is served without LoRA")
-        limit = self._engine.vllm_config.lora_config.max_lora_rank
-        if staged.rank > limit:
-            raise BadAdapter(f"its rank is {staged.rank}, this server takes up to {limit}")
-        old = self._models.lora_requests.get(name)
-        if old is not None and old.lora_path == str(staged.path):
+        old = self._loaded.get(adapter.name)
+        if old is not None and old.request.lora_path == str(prepared.path):
+            old.prepared.release()
+            self._loaded[adapter.name] = replace(old, prepared=prepared)
+            self._set_ready(adapter, prepared, self._states[adapter.name].loaded_at)
             return
-        new = LoRARequest(
+        request = LoRARequest(
             # vLLM takes two requests of one adapter name for the same adapter, so each version has its own.
-            lora_name=f"{name}@{staged.path.name}",
+            lora_name=f"{adapter.name}@{prepared.path.name}",
             lora_int_id=self._models.lora_id_counter.inc(1),
-            lora_path=str(staged.path),
+            lora_path=str(prepared.path),
             base_model_name=self._models.base_model_paths[0].name,
         )
-        await self._engine.add_lora(new)
-        self._models.lora_requests[name] = new
+        try:
+            await self._engine.add_lora(request)
+            silent = adapter.strength > 0 and not await changes_output(self._engine, request)
+        except BaseException:
+            self._retire(_Loaded(request, prepared), release=False)
+            raise
+        self._models.lora_requests[adapter.name] = request
+        self._loaded[adapter.name] = _Loaded(request, prepared)
         if old is not None:
             self._retire(old)
+        self._set_ready(adapter, prepared, datetime.now(UTC).isoformat(timespec="seconds"), silent=silent)
+
+    def _set_ready(self, adapter: Adapter, prepared: Prepared, loaded_at: str, *, silent: bool = False) -> None:
+        self._states[adapter.name] = AdapterState(
+            adapter.name,
+            adapter.source,
+            digest=prepared.digest,
+            strength=adapter.strength,
+            rank=prepared.facts.rank,
+            size_bytes=prepared.facts.size_bytes,
+            state="Ready",
+            reason=Reason.CHANGES_NOTHING if silent else "",
+            error="changes nothing: the model gave a sample the same probabilities with and without it"
+            if silent
+            else "",
+            loaded_at=loaded_at,
+        )
 
     def _unload(self, name: str) -> None:
-        self._states.pop(name)
-        old = self._models.lora_requests.pop(name, None)
-        if old is not None:
+        self._states.pop(name, None)
+        self._models.lora_requests.pop(name, None)
+        if old := self._loaded.pop(name, None):
             self._retire(old)
 
-    def _retire(self, old: Any) -> None:
-        task = asyncio.create_task(self._remove_when_idle(old))
+    def _retire(self, old: _Loaded, *, release: bool = True) -> None:
+        task = asyncio.create_task(self._remove_when_idle(old, release=release))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _remove_when_idle(self, old: Any) -> None:
+    async def _remove_when_idle(self, old: _Loaded, *, release: bool) -> None:
         requests = self._engine.output_processor.request_states
-        while any(state.lora_name == old.lora_name for state in requests.values()):  # noqa: ASYNC110 no event to await
+        name = old.request.lora_name
+        while any(state.lora_name == name for state in requests.values()):  # noqa: ASYNC110 no event to await
             await asyncio.sleep(_RETIRE_POLL_S)
         with contextlib.suppress(Exception):
-            await self._engine.remove_lora(old.lora_int_id)
+            await self._engine.remove_lora(old.request.lora_int_id)
+        if release:
+            old.prepared.release()
+
+
+def _read_base(model_config: Any, models: Any) -> Base:
+    """What adapters must fit: the layers of the weights on this machine, wherever vLLM has them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    model = str(model_config.model)
+    names = {model, *(path.name for path in models.base_model_paths)}
+    folder = Path(model)
+    if not folder.is_dir():
+        found = try_to_load_from_cache(model, "config.json", revision=model_config.revision)
+        if not isinstance(found, str):
+            return Base(frozenset(names))
+        folder = Path(found).parent
+    return read_base(folder, names)
 
 
 def _show_clients_names(models: Any) -> None:

@@ -35,6 +35,8 @@ class Arguments(_Frozen):
     """
     api_keys_dir: str | None = None
     """A mounted Secret: each file holds one key. None serves without keys, as KAITO does."""
+    registry_auth_dir: str | None = None
+    """Docker configurations for adapters, `<Secret>.json` each; None is where pods have them mounted."""
 
 
 class Adapter(_Frozen):
@@ -42,7 +44,7 @@ class Adapter(_Frozen):
 
     name: str
     source: dict[str, Any]
-    """Where it comes from; exactly what serve_apps/staging.py reads, such as `{"path": "/mnt/adapters/legal"}`."""
+    """Where it comes from, as kaito_ray/artifacts/source.py reads it: `{"path": "/mnt/adapters/legal"}`."""
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 

@@ -6,12 +6,19 @@ the whole of it can be tried without.
 """
 
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kaito_ray import names
+from kaito_ray.artifacts.cache import Cache
+from kaito_ray.artifacts.prepare import adapter_stager
+from kaito_ray.artifacts.source import Stager
+from kaito_ray.settings import Settings
+from kaito_ray.tiny_model import cache_folder
 from serve_apps import engine, legacy_chat
 from serve_apps.adapters import Adapters
-from serve_apps.allow_list import AllowList, QueueLimit
+from serve_apps.allow_list import ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
 from serve_apps.arguments import Arguments, Model, UserConfig
 
@@ -30,8 +37,8 @@ class Replica:
         model = await model_location(self._arguments.model)
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
-        app = await engine.http_app(self._engine, options)
-        self._adapters = Adapters(app.state.openai_serving_models)
+        app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
+        self._adapters = Adapters(app.state.openai_serving_models, _stager(self._arguments))
         _add_routes(app, self._adapters)
         self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)
         folder = self._arguments.api_keys_dir
@@ -55,6 +62,17 @@ async def model_location(model: Model) -> str:
 
         return str(await asyncio.to_thread(model_path))
     return model.reference
+
+
+def _stager(arguments: Arguments) -> Stager:
+    """Fetches adapters, into one folder for all replicas of this machine."""
+    settings = Settings.from_env(os.environ)
+    return adapter_stager(
+        Cache(cache_folder().parent / "adapters"),
+        allowed=settings.allow_private_urls,
+        auth_dir=Path(arguments.registry_auth_dir or names.REGISTRY_AUTH_DIR),
+        hub_token=os.environ.get("HF_TOKEN"),
+    )
 
 
 def _add_routes(app: "FastAPI", adapters: Adapters) -> None:

@@ -9,16 +9,17 @@
 import runpy
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ray.serve import Application
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 STEP_S = 0.002
 
 
-def build(args: dict[str, Any]) -> Application:
+def build(args: dict[str, Any]) -> "Application":
     """serve_apps.chat on the fake core."""
     from ray import serve
 
