@@ -67,6 +67,16 @@ _REFUSED = {
     "uds": _LISTENS,
     "worker-": _CODE,
 }
+# Flags that the arithmetic divides by.
+_POSITIVE = (
+    "gpu-memory-utilization",
+    "max-loras",
+    "max-model-len",
+    "max-num-batched-tokens",
+    "max-num-seqs",
+    "pipeline-parallel-size",
+    "tensor-parallel-size",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,4 +164,8 @@ def _flag(written: str, value: Any) -> dict[str, Any]:
         read = option.read(value)
     except ValueError as error:
         raise ValueError(f"{error}, got {shown(value)}") from None
+    if negated in _POSITIVE and not isinstance(read, str) and read <= 0:
+        raise ValueError(f"must be more than 0, got {shown(value)}")
+    if negated == "gpu-memory-utilization" and read > 1:
+        raise ValueError(f"must be at most 1, got {shown(value)}")
     return {negated: not read if negated != name and isinstance(read, bool) else read}
