@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kaito_ray.errors import InvalidManifest, KaitoRayError, NotReadyYet, Problem, UnknownPreset
+from kaito_ray.document import mapping, text
+from kaito_ray.errors import InvalidManifest, KaitoRayError, NotReadyYet, Problem, UnknownPreset, UnknownSize
 from kaito_ray.plan import Plan
 from kaito_ray.settings import Provisioner
 from kaito_ray.wish import Planner
@@ -63,8 +64,10 @@ def _judge(document: Document, planner: Planner) -> _Judged:
     try:
         workspace = parse_workspace(document, allow_private_urls=planner.settings.allow_private_urls)
     except InvalidManifest as invalid:
-        return _Judged(None, tuple(invalid.problems))
+        return _Judged(None, (*invalid.problems, *_unknown(document, planner)))
     said = tuple(str(warning) for warning in warnings(workspace))
+    if unknown := _unknown(document, planner):
+        return _Judged(workspace, unknown, said)
     try:
         plan = _plan(workspace, planner)
     except InvalidManifest as invalid:
@@ -74,6 +77,25 @@ def _judge(document: Document, planner: Planner) -> _Judged:
     except KaitoRayError as error:
         return _Judged(workspace, (Problem(_path(error, workspace), str(error)),), said)
     return _Judged(workspace, (), said if plan is None else (*said, *plan.warnings))
+
+
+def _unknown(document: Document, planner: Planner) -> tuple[Problem, ...]:
+    """A model or a size that nobody has heard of; looked up as written, whatever else is wrong."""
+    found = []
+    for work in ("inference", "tuning"):
+        name = text(mapping(mapping(document, work), "preset"), "name")
+        try:
+            if name:
+                planner.catalogue.get(name)
+        except UnknownPreset as error:
+            found.append(Problem((work, "preset", "name"), str(error)))
+    size = text(mapping(document, "resource"), "instanceType")
+    try:
+        if size:
+            planner.sizes.get(size)
+    except UnknownSize as error:
+        found.append(Problem(("resource", "instanceType"), str(error)))
+    return tuple(found)
 
 
 def _plan(workspace: Workspace, planner: Planner) -> Plan | None:
@@ -86,7 +108,7 @@ def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:
     """The field that somebody must edit."""
     if error.reason == "TemplateNotSupported":
         return ("inference", "template")
-    if isinstance(error, UnknownPreset) or error.reason == "NotTunable":
+    if error.reason == "NotTunable":
         return ("tuning" if workspace.tuning else "inference", "preset", "name")
     return ("resource", "instanceType")
 

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _SECRET = "kaito-ray-webhook"  # noqa: S105
 _FILES = {"ca.crt": "authorities", "ca.key": "authority_key", "tls.crt": "certificate", "tls.key": "key"}
-_LOOK_S = 60.0
+_LOOK_S = 60
 _RETRY_S = 2.0
 
 
@@ -78,7 +78,15 @@ class WebhookCertificates:
                 logger.debug("another replica looks after the webhook's certificates")
             except KaitoRayError as error:
                 logger.warning("the webhook's certificates cannot be looked after now: %s", error)
-            await asyncio.sleep(_LOOK_S)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until it is time to look again, or somebody else leads."""
+        led = self._leads()
+        for _ in range(_LOOK_S):
+            await asyncio.sleep(1)
+            if self._leads() != led:
+                return
 
     async def _load(self) -> Certificates | None:
         try:
