@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from kaito_ray.advise import Offer
+from kaito_ray.compatibility import tensor_sizes
 from kaito_ray.kv_cache import kv_layout
 from kaito_ray.plan import MemoryBudget, ServePlan, TunePlan
 from kaito_ray.preset import CacheLayers, Preset
 from kaito_ray.shape import BLOCK, CPU_BLOCK, Load, Shape
-from kaito_ray.sizing import DEFAULT_CONTEXT, Demand, budget, serving_loads, tensor_sizes
+from kaito_ray.sizing import DEFAULT_CONTEXT, Demand, budget, serving_loads
 from kaito_ray.sku import Sku
 
 _BAR_CELLS = 40

@@ -4,10 +4,12 @@
 Called by the planners and by advise.py. What each part of memory takes is in memory.py and kv_cache.py.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from kaito_ray import memory
+from kaito_ray.compatibility import require_runnable, tensor_sizes
 from kaito_ray.errors import DoesNotFit
 from kaito_ray.kv_cache import KvLayout, kv_layout
 from kaito_ray.plan import MemoryBudget
@@ -21,19 +23,6 @@ DEFAULT_CONTEXT = 2048
 COMFORTABLE_CONTEXT = 8192
 # Slots and rank of adapters, tried in this order; vLLM accepts adapters up to the rank.
 LORA_STEPS = ((4, 64), (1, 64), (1, 16))
-# vLLM runs on Volta and later (its installation guide).
-_VLLM_NEEDS = 7.0
-# vLLM 0.32's get_min_capability (model_executor/layers/quantization/), by the method's name in the model's config.
-_QUANTIZATION_NEEDS = {
-    "MIXED_PRECISION": 8.0,
-    "awq": 7.5,
-    "float-quantized": 7.5,
-    "fp8": 7.5,
-    "gptq": 6.0,
-    "mxfp4": 8.0,
-    "nvfp4-pack-quantized": 7.5,
-    "pack-quantized": 7.5,
-}
 # How far to look for the number of nodes that would do, when the cap is below it.
 _LOOK_AHEAD_NODES = 64
 
@@ -75,13 +64,6 @@ class Sizing:
         return self.budget.kv_cache_gib / one if one else float(self.load.sequences)
 
 
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    load: Load
-    budget: MemoryBudget
-    layout: KvLayout
-
-
 def size_model(preset: Preset, sku: Sku, demand: Demand, *, max_nodes: int) -> Sizing:
     """The arrangement with the fewest nodes that holds the model with what is demanded; raises DoesNotFit.
 
@@ -89,70 +71,27 @@ def size_model(preset: Preset, sku: Sku, demand: Demand, *, max_nodes: int) -> S
     for 2,048 tokens, and the longest context that fits is taken.
     """
     require_runnable(preset, sku)
-    limit = preset.context
-    if demand.context is not None and demand.context > limit:
+    if demand.context is not None and demand.context > preset.context:
         raise DoesNotFit(
-            f"{preset.name} takes at most {limit} tokens of context, {demand.context} are asked for",
+            f"{preset.name} takes at most {preset.context} tokens of context, {demand.context} are asked for",
             reason="ContextTooLong",
         )
-    needed = min(demand.context or DEFAULT_CONTEXT, limit)
-    for shape in _shapes(preset, sku.gpus, demand, max_nodes):
-        fit = _fit(preset, sku, shape, demand, needed)
-        if fit is None:
-            continue
-        if demand.context is None and shape.pipeline == 1:
-            shape, fit = _comfortable(preset, sku, shape, fit, demand)  # noqa: PLW2901 - the same node, cut wider
-        longest = fit.layout.longest(fit.budget.kv_cache_gib, limit)
-        return Sizing(
-            shape=shape,
-            nodes=shape.pipeline,
-            replicas=sku.gpus // shape.tensor if shape.pipeline == 1 else 1,
-            max_model_len=min(demand.context or longest, longest),
-            load=_cap_sequences(fit),
-            utilization=_utilization(sku, demand),
-            budget=fit.budget,
-            layout=fit.layout,
-        )
-    raise DoesNotFit(_why_not(preset, sku, demand, needed, max_nodes))
+    search = _Search(preset, sku, demand)
+    needed = min(demand.context or DEFAULT_CONTEXT, preset.context)
+    for shape in search.shapes(max_nodes):
+        fit = search.fit(shape, needed)
+        if fit is not None:
+            return search.sizing(fit if demand.context is not None else search.comfortable(fit))
+    raise DoesNotFit(search.why_not(needed, max_nodes))
 
 
 def size_unchecked(preset: Preset, sku: Sku, demand: Demand, *, nodes: int) -> Sizing:
     """Every GPU of `nodes` nodes for one copy, whether it fits or not: for users who bypass the check."""
+    search = _Search(preset, sku, demand)
     tensor = demand.tensor or tensor_sizes(preset, sku.gpus)[-1]
-    shape = Shape(tensor, demand.pipeline or nodes)
-    load = next(serving_loads(preset, sku, demand))
-    return Sizing(
-        shape=shape,
-        nodes=shape.pipeline,
-        replicas=1,
-        max_model_len=min(demand.context or DEFAULT_CONTEXT, preset.context),
-        load=load,
-        utilization=_utilization(sku, demand),
-        budget=budget(preset, sku, shape, load, utilization=_utilization(sku, demand)),
-        layout=kv_layout(preset, shape, load),
-    )
-
-
-def require_runnable(preset: Preset, sku: Sku) -> None:
-    """Raise DoesNotFit where memory is not the question: the GPU lacks what the model needs."""
-    capability = sku.compute_capability or 0.0
-    needs = max(_VLLM_NEEDS, _QUANTIZATION_NEEDS.get(preset.quantization or "", 0.0), preset.min_compute_capability)
-    if capability < needs:
-        what = "vLLM needs"
-        if preset.min_compute_capability == needs:
-            what = "its attention kernels need"
-        elif needs > _VLLM_NEEDS:
-            what = f"its {preset.quantization} weights need"
-        raise DoesNotFit(
-            f"{preset.name} cannot run on {sku.name}: {what} compute capability {needs:.1f}, and {sku.gpu} has "
-            f"{capability:.1f}",
-            reason="UnsupportedInstanceType",
-        )
-    if not sku.bfloat16 and not preset.float16:
-        raise DoesNotFit(
-            f"{preset.name} cannot run on {sku.name}: its {sku.gpu} lacks bfloat16, and the model overflows in float16",
-            reason="UnsupportedInstanceType",
-        )
+    fit = search.load_of(Shape(tensor, demand.pipeline or nodes), search.loads[0])
+    length = min(demand.context or DEFAULT_CONTEXT, preset.context)
+    return replace(search.sizing(fit), replicas=1, max_model_len=length, load=fit.load)
 
 
 def serving_loads(preset: Preset, sku: Sku, demand: Demand) -> Iterator[Load]:
@@ -176,71 +115,6 @@ def serving_loads(preset: Preset, sku: Sku, demand: Demand) -> Iterator[Load]:
             yield replace(load, lora_slots=demand.lora_slots or slots, lora_rank=demand.lora_rank or rank)
 
 
-def tensor_sizes(preset: Preset, gpus: int) -> list[int]:
-    """Ways to cut the model over at most `gpus` GPUs of a node, ascending.
-
-    Heads must divide, and key heads must divide or be divided: vLLM gives each GPU whole heads, and copies a key head
-    where there are more GPUs than key heads. A latent (MLA) has no key heads to deal out.
-    """
-    keys = {preset.kv_heads} | {group.kv_heads for group in preset.cache if group.kv_heads}
-    return [
-        size
-        for size in range(1, gpus + 1)
-        if preset.heads % size == 0 and (preset.mla or all(key % size == 0 or size % key == 0 for key in keys))
-    ]
-
-
-def _shapes(preset: Preset, gpus: int, demand: Demand, max_nodes: int) -> Iterator[Shape]:
-    """Arrangements by rising cost: more GPUs of one node, then whole nodes in a pipeline."""
-    sizes = [size for size in tensor_sizes(preset, gpus) if demand.tensor in (None, size)]
-    if not sizes:
-        allowed = ", ".join(map(str, tensor_sizes(preset, gpus)))
-        raise DoesNotFit(
-            f"{preset.name} cannot be cut over {demand.tensor} GPUs of one node: tensor-parallel-size must divide its "
-            f"{preset.heads} heads and fit {gpus} GPUs, so it is one of {allowed}"
-        )
-    if demand.pipeline in (None, 1):
-        yield from (Shape(size, 1) for size in sizes)
-    most = min(max_nodes, preset.layers)
-    for nodes in range(2, most + 1):
-        if demand.pipeline in (None, nodes):
-            yield Shape(sizes[-1], nodes)
-
-
-def _fit(preset: Preset, sku: Sku, shape: Shape, demand: Demand, needed: int) -> _Fit | None:
-    """The largest load beside which `needed` tokens fit."""
-    for load in serving_loads(preset, sku, demand):
-        layout = kv_layout(preset, shape, load)
-        parts = budget(preset, sku, shape, load, utilization=_utilization(sku, demand))
-        if layout.sequence_gib(needed) <= parts.kv_cache_gib and parts.kv_cache_gib > 0:
-            return _Fit(load, parts, layout)
-    return None
-
-
-def _comfortable(preset: Preset, sku: Sku, shape: Shape, fit: _Fit, demand: Demand) -> tuple[Shape, _Fit]:
-    """A wider cut of the same node if this one leaves little context; the same where nothing is better."""
-    wanted = min(COMFORTABLE_CONTEXT, preset.context)
-    if fit.layout.sequence_gib(wanted) <= fit.budget.kv_cache_gib:
-        return shape, fit
-    for wider in _shapes(preset, sku.gpus, demand, max_nodes=1):
-        better = _fit(preset, sku, wider, demand, wanted)
-        if wider.tensor >= shape.tensor and better is not None:
-            return wider, better
-    return shape, fit
-
-
-def _cap_sequences(fit: _Fit) -> Load:
-    """Fewer sequences where each holds a state: vLLM refuses to start with fewer blocks than max-num-seqs."""
-    if not fit.layout.recurrent:
-        return fit.load
-    blocks = int(fit.budget.kv_cache_gib * GIB // fit.layout.pool_block_bytes)
-    return replace(fit.load, sequences=min(fit.load.sequences, blocks))
-
-
-def _utilization(sku: Sku, demand: Demand) -> float:
-    return demand.utilization or memory.utilization(sku)
-
-
 def budget(preset: Preset, sku: Sku, shape: Shape, load: Load, *, utilization: float) -> MemoryBudget:
     """Where each GiB of the fullest GPU goes; the KV cache gets what the rest leaves, as in vLLM."""
     usable = sku.gpu_gib * utilization
@@ -259,21 +133,99 @@ def budget(preset: Preset, sku: Sku, shape: Shape, load: Load, *, utilization: f
     )
 
 
-def _why_not(preset: Preset, sku: Sku, demand: Demand, needed: int, max_nodes: int) -> str:
-    """One sentence: how many nodes it would take, or what one GPU cannot hold however many there are."""
-    wish = f"{preset.name} with {needed} tokens of context"
-    shapes = list(_shapes(preset, sku.gpus, demand, _LOOK_AHEAD_NODES))
-    for shape in shapes:
-        if _fit(preset, sku, shape, demand, needed) is not None:
-            return f"{wish} needs {shape.pipeline} x {sku.name}, and at most {max_nodes} nodes are allowed"
-    if not shapes:
-        return f"{wish} cannot be spread over {demand.pipeline} nodes, at most {max_nodes} are allowed"
-    shape = shapes[-1]
-    least = list(serving_loads(preset, sku, demand))[-1]
-    parts = budget(preset, sku, shape, least, utilization=_utilization(sku, demand))
-    cache = kv_layout(preset, shape, least).sequence_gib(needed)
-    return (
-        f"{wish} does not fit {sku.name}, however many: even over {shape.gpus} GPUs, each needs "
-        f"{parts.weights_gib:.1f} GiB for weights, {cache:.1f} for the cache of one sequence and "
-        f"{parts.activations_gib + parts.lora_gib + parts.overhead_gib:.1f} beside, and has {parts.usable_gib:.1f}"
-    )
+@dataclass(frozen=True, slots=True)
+class _Fit:
+    """One shape under one load: where its memory goes."""
+
+    shape: Shape
+    load: Load
+    budget: MemoryBudget
+    layout: KvLayout
+
+    def holds(self, tokens: int) -> bool:
+        """Whether the cache left has room for one sequence of `tokens` tokens."""
+        return 0 < self.budget.kv_cache_gib >= self.layout.sequence_gib(tokens)
+
+
+class _Search:
+    """Looks for the first arrangement of one model on one size that holds what is demanded."""
+
+    def __init__(self, preset: Preset, sku: Sku, demand: Demand) -> None:
+        self._preset = preset
+        self._sku = sku
+        self._demand = demand
+        self._utilization = demand.utilization or memory.utilization(sku)
+        self.loads = tuple(serving_loads(preset, sku, demand))
+
+    def shapes(self, max_nodes: int) -> list[Shape]:
+        """Arrangements by rising cost: more GPUs of one node, then whole nodes in a pipeline."""
+        demand, preset, gpus = self._demand, self._preset, self._sku.gpus
+        sizes = [size for size in tensor_sizes(preset, gpus) if demand.tensor in (None, size)]
+        if not sizes:
+            allowed = ", ".join(map(str, tensor_sizes(preset, gpus)))
+            raise DoesNotFit(
+                f"{preset.name} cannot be cut over {demand.tensor} GPUs of one node: tensor-parallel-size must divide "
+                f"its {preset.heads} heads and fit {gpus} GPUs, so it is one of {allowed}"
+            )
+        shapes = [Shape(size, 1) for size in sizes]
+        shapes += [Shape(sizes[-1], nodes) for nodes in range(2, min(max_nodes, preset.layers) + 1)]
+        return [shape for shape in shapes if demand.pipeline in (None, shape.pipeline)]
+
+    def fit(self, shape: Shape, tokens: int) -> _Fit | None:
+        """The shape under the largest load beside which `tokens` tokens fit."""
+        fits = (self.load_of(shape, load) for load in self.loads)
+        return next((fit for fit in fits if fit.holds(tokens)), None)
+
+    def load_of(self, shape: Shape, load: Load) -> _Fit:
+        """The shape under a load, whether it fits or not."""
+        parts = budget(self._preset, self._sku, shape, load, utilization=self._utilization)
+        return _Fit(shape, load, parts, kv_layout(self._preset, shape, load))
+
+    def comfortable(self, fit: _Fit) -> _Fit:
+        """A wider cut of the same node if this one leaves little context; the same where nothing is better."""
+        wanted = min(COMFORTABLE_CONTEXT, self._preset.context)
+        if fit.shape.pipeline > 1 or fit.holds(wanted):
+            return fit
+        wider = (self.fit(shape, wanted) for shape in self.shapes(1) if shape.tensor >= fit.shape.tensor)
+        return next((better for better in wider if better is not None), fit)
+
+    def sizing(self, fit: _Fit) -> Sizing:
+        """A fit as the answer, with the longest context it holds."""
+        longest = fit.layout.longest(fit.budget.kv_cache_gib, self._preset.context)
+        return Sizing(
+            shape=fit.shape,
+            nodes=fit.shape.pipeline,
+            replicas=self._sku.gpus // fit.shape.tensor if fit.shape.pipeline == 1 else 1,
+            max_model_len=min(self._demand.context or longest, longest),
+            load=_cap_sequences(fit),
+            utilization=self._utilization,
+            budget=fit.budget,
+            layout=fit.layout,
+        )
+
+    def why_not(self, tokens: int, max_nodes: int) -> str:
+        """One sentence: how many nodes it would take, or what one GPU cannot hold however many there are."""
+        wish = f"{self._preset.name} with {tokens} tokens of context"
+        shapes = self.shapes(_LOOK_AHEAD_NODES)
+        if not shapes:
+            return f"{wish} cannot be spread over {self._demand.pipeline} nodes, at most {max_nodes} are allowed"
+        enough = bisect_left(shapes, True, key=lambda shape: self.fit(shape, tokens) is not None)
+        if enough < len(shapes):
+            nodes = shapes[enough].pipeline
+            return f"{wish} needs {nodes} x {self._sku.name}, and at most {max_nodes} nodes are allowed"
+        least = self.load_of(shapes[-1], self.loads[-1])
+        parts = least.budget
+        return (
+            f"{wish} does not fit {self._sku.name}, however many: even over {least.shape.gpus} GPUs, each needs "
+            f"{parts.weights_gib:.1f} GiB for weights, {least.layout.sequence_gib(tokens):.1f} for the cache of one "
+            f"sequence and {parts.activations_gib + parts.lora_gib + parts.overhead_gib:.1f} beside, and has "
+            f"{parts.usable_gib:.1f}"
+        )
+
+
+def _cap_sequences(fit: _Fit) -> Load:
+    """Fewer sequences where each holds a state: vLLM refuses to start with fewer blocks than max-num-seqs."""
+    if not fit.layout.recurrent:
+        return fit.load
+    blocks = int(fit.budget.kv_cache_gib * GIB // fit.layout.pool_block_bytes)
+    return replace(fit.load, sequences=min(fit.load.sequences, blocks))
