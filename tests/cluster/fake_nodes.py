@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The machines of fake agent pools as Node objects: they register, become Ready, and show their GPUs, each in its time.
 
-`FakeNodes.lister` is a NodeLister for tests without an API server; `FakeNodes.mirror` writes the same nodes to one.
+`FakeNodes.lister` is a NodeLister for tests without an API server; `FakeNodes.mirror` makes them the nodes of a
+simulated cluster.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-import aiohttp
-
 from cluster.fake_arm import FakeArm
 from cluster.fake_pool import FakePool, Machine
+from cluster.node_simulator import Nodes
+from kaito_ray import names
 from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.sku import Sizes, load_sizes
 
@@ -57,23 +59,32 @@ class FakeNodes:
         for pool in self.arm.pools.values():
             pool.machines = [machine for machine in pool.machines if machine.name != name]
 
-    async def mirror(self, session: aiohttp.ClientSession, api: str) -> None:
-        """Make the Nodes of the API server at `api` those that there are now."""
-        nodes = {document["metadata"]["name"]: document for document in self.documents()}
-        async with session.get(f"{api}/api/v1/nodes") as answer:
-            answer.raise_for_status()
-            present = {item["metadata"]["name"] for item in (await answer.json())["items"]}
-        for name in present - nodes.keys():
-            async with session.delete(f"{api}/api/v1/nodes/{name}") as answer:
-                answer.raise_for_status()
-        for name, document in nodes.items():
-            if name not in present:
-                async with session.post(f"{api}/api/v1/nodes", json=document) as answer:
-                    answer.raise_for_status()
-            merge = {"Content-Type": "application/merge-patch+json"}
-            for part, url in (("spec", f"nodes/{name}"), ("status", f"nodes/{name}/status")):
-                async with session.patch(f"{api}/api/v1/{url}", json={part: document[part]}, headers=merge) as answer:
-                    answer.raise_for_status()
+    async def mirror(self, kubelets: Nodes, every_s: float = 0.05) -> None:
+        """Make the machines the nodes of a simulated cluster, until cancelled; runs in that cluster's loop."""
+        shown: dict[str, tuple[bool, int]] = {}
+        while True:
+            wanted = {node.name: node for node in (parse_node(document) for document in self.documents())}
+            for name in shown.keys() - wanted.keys():
+                await kubelets.remove(name)
+                del shown[name]
+            for name, node in wanted.items():
+                gpus = node.gpus.get("nvidia.com/gpu", 0)
+                if name not in shown:
+                    taints = [dict(names.TAINT_GPU)] if names.LABEL_MACHINE_TYPE in node.labels else []
+                    await kubelets.add(
+                        name,
+                        labels=dict(node.labels),
+                        instance_type=node.instance_type,
+                        taints=taints,
+                        ready=node.ready,
+                    )
+                    shown[name] = (node.ready, 0)
+                if shown[name][0] != node.ready:
+                    await kubelets.set_ready(name, node.ready)
+                if shown[name][1] != gpus:
+                    await kubelets.set_gpus(name, gpus)
+                shown[name] = (node.ready, gpus)
+            await asyncio.sleep(every_s)
 
     def _machines(self) -> Iterator[tuple[FakePool, Machine]]:
         for pool in self.arm.pools.values():

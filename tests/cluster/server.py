@@ -101,8 +101,12 @@ class TestCluster:
             self._simulation.stop()
         await self._listener.stop()
         await self.api.admission.caller.close()
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
             task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
+        # Closed transports let go of their sockets in later turns of the loop.
+        await asyncio.sleep(0.02)
 
     @property
     def kubeconfig(self) -> Path:

@@ -157,7 +157,8 @@ class Caller:
         shown = f"{shown}?timeout={timeout_s}s"
         document = {"kind": "AdmissionReview", "apiVersion": "admission.k8s.io/v1", "request": _request(review, uid)}
         if self._session is None:
-            self._session = aiohttp.ClientSession()
+            # One connection per review: a webhook that restarts with a new certificate is asked with the new one.
+            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True))
         try:
             async with self._session.post(
                 url,
