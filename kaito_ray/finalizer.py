@@ -67,7 +67,7 @@ def _named(document: KubeObject) -> Workspace:
     return Workspace.model_construct(
         api_version="kaito.sh/v1beta1",
         metadata=Metadata.model_validate(document["metadata"]),
-        resource=Resource(label_selector=LabelSelector()),
+        resource=Resource.model_construct(label_selector=LabelSelector()),
         status=document.get("status") or {},
     )
 
