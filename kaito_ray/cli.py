@@ -134,6 +134,7 @@ def presets(
     import os
 
     from kaito_ray import explain, plan_command, plan_record
+    from kaito_ray.hub import find_preset
     from kaito_ray.preset import load_catalogue
     from kaito_ray.settings import Settings
 
@@ -145,7 +146,7 @@ def presets(
         else:
             explain.print_all([explain.presets_view(list(catalogue))])
         return
-    preset = catalogue.get(name)
+    preset = find_preset(name, catalogue)
     if output is Output.JSON:
         typer.echo(json.dumps(plan_command.preset_details(preset, settings), indent=2))
     else:

@@ -7,7 +7,16 @@ and that does not stand there counts as empty, because it may stand in the clust
 
 from dataclasses import dataclass
 
-from kaito_ray.errors import InvalidManifest, KaitoRayError, Problem, UnknownPreset, UnknownSize
+from kaito_ray.errors import (
+    HubRefused,
+    InvalidManifest,
+    KaitoRayError,
+    NotReadyYet,
+    Problem,
+    UnknownPreset,
+    UnknownSize,
+)
+from kaito_ray.hub import TOKEN_KEY, find_preset
 from kaito_ray.manifest import Entry, Finding, Manifest
 from kaito_ray.plan import Plan, plan
 from kaito_ray.preset import Catalogue, load_catalogue
@@ -62,9 +71,11 @@ def _plan(workspace: Workspace, manifest: Manifest, facts: _Facts) -> Plan:
         raise InvalidManifest([Problem(("inference", "template"), message)])
     unknown: list[Problem] = []
     preset, sku = None, None
+    secret = work.preset.preset_options.model_access_secret
+    token = manifest.secret(secret, workspace.metadata.namespace).get(TOKEN_KEY) if secret else None
     try:
-        preset = facts.catalogue.get(work.preset.name)
-    except UnknownPreset as error:
+        preset = find_preset(work.preset.name, facts.catalogue, token=token)
+    except (UnknownPreset, HubRefused, NotReadyYet) as error:
         unknown.append(Problem(_path(error, workspace), str(error)))
     try:
         sku = facts.sizes.get(workspace.resource.instance_type) if workspace.resource.instance_type else None
@@ -78,6 +89,6 @@ def _plan(workspace: Workspace, manifest: Manifest, facts: _Facts) -> Plan:
 
 def _path(error: KaitoRayError, workspace: Workspace) -> tuple[str, ...]:
     """The field that somebody must edit: the model when it is unknown or not made for it, else the size."""
-    if isinstance(error, UnknownPreset) or error.reason == "NotTunable":
+    if isinstance(error, UnknownPreset | HubRefused | NotReadyYet) or error.reason == "NotTunable":
         return ("tuning" if workspace.tuning else "inference", "preset", "name")
     return ("resource", "instanceType")

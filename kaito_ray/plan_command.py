@@ -14,7 +14,8 @@ from rich.console import RenderableType
 
 from kaito_ray import explain
 from kaito_ray.advise import Offer, offers
-from kaito_ray.errors import UnknownPreset
+from kaito_ray.errors import HubRefused, NotReadyYet, UnknownPreset
+from kaito_ray.hub import find_preset
 from kaito_ray.manifest import examine_manifest
 from kaito_ray.manifest_plan import plan_manifest
 from kaito_ray.plan import Plan, ServePlan
@@ -115,7 +116,7 @@ class Report:
         return explain.serve_view(answer.name, plan, preset, sku, self._better(plan, preset))
 
     def _preset(self, model: str) -> Preset:
-        return self._catalogue.get(model)
+        return find_preset(model, self._catalogue)
 
     def _better(self, plan: ServePlan, preset: Preset) -> Offer | None:
         """A size that holds the same context on fewer nodes for no more, or on as many for clearly less."""
@@ -137,7 +138,7 @@ class Report:
             return None
         try:
             preset = self._preset(answer.model)
-        except UnknownPreset:
+        except (UnknownPreset, HubRefused, NotReadyYet):
             return None
         return offers(
             preset,
