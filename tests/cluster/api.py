@@ -85,6 +85,8 @@ class Api:
             return Response.text("ok")
         if path == "/version":
             return Response.json(discovery.VERSION)
+        if path == "/openapi/v2" and "spec.v2" in request.headers.get("accept", ""):
+            return Response(200, openapi.V2_DOCUMENT, openapi.V2_MEDIA_TYPE)
         if path == "/_cluster/requests":
             return self._counted(request)
         user = impersonated(user_of(request.headers.get("authorization", ""), self._token), request.headers)

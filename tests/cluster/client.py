@@ -120,7 +120,7 @@ class Client:
     def install(self, definitions: Iterable[Path], timeout_s: float = 20.0) -> None:
         """Create the CustomResourceDefinitions of files that are not there, and wait until they are served."""
         for path in definitions:
-            for document in yaml.load_all(path.read_text(), yaml.CSafeLoader):
+            for document in _documents(path):
                 name = document["metadata"]["name"]
                 if self.find(document["apiVersion"], document["kind"], name) is None:
                     self.create(document)
@@ -157,6 +157,14 @@ class Client:
             if found is None:
                 raise Refused(404, f"no {kind} in {api_version}")
         return found
+
+
+@functools.cache
+def _documents(path: Path) -> list[Object]:
+    """The documents of a YAML or JSON file; definitions are long, and many tests read the same."""
+    if path.suffix == ".json":
+        return [json.loads(path.read_text())]
+    return list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
 
 
 def condition_of(obj: Object, kind: str) -> str:

@@ -12,6 +12,12 @@ from cluster.resource import Object, Registry, Resource
 _QUERY = ("dryRun", "fieldManager", "fieldValidation", "force", "pretty")
 
 
+V2_MEDIA_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+# A Document of the OpenAPI v2 protobuf without paths or definitions: swagger "2.0", title and version. kubectl asks
+# for it where v3 does not know a kind, to find that v2 does not either.
+V2_DOCUMENT = b"\x0a\x032.0\x12\x15\x0a\x0aKubernetes\x12\x07v1.33.4\x42\x00"
+
+
 def index(registry: Registry) -> Object:
     """GET /openapi/v3: the documents there are."""
     paths = {}
