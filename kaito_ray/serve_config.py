@@ -26,8 +26,6 @@ SHUTDOWN_TIMEOUT_S = 120
 HEALTH_PERIOD_S = 5
 """Serve replaces a replica after three failed checks, so a dead engine is noticed within about 15 s."""
 
-_MAX_N = 128  # more completions of one prompt than this only serve to exhaust a server
-
 
 def serve_env(plan: ServePlan) -> dict[str, str]:
     """The variables every Ray process of a RayService needs, sorted by name."""
@@ -43,8 +41,6 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray would run the engine at nice 15, last in line behind everything else on the node.
         "RAY_worker_niceness": "0",
-        # vLLM accepts n up to 16384 by default, for one request.
-        "VLLM_MAX_N_SEQUENCES": str(_MAX_N),
         "VLLM_NO_USAGE_STATS": "1",
     }
     return dict(sorted(env.items()))

@@ -73,13 +73,12 @@ class QueueLimit:
         self._width = width
         self._unfinished = unfinished
         self._inside = 0
-        self.waiting_max: int | None = None
-        """Requests that may wait; None is as many as the engine's width, which is KAITO's rule."""
+        self.waiting_max = width
+        """Requests that may wait; as many as the engine's width, KAITO's rule, until somebody says otherwise."""
 
     def full(self) -> bool:
         """Whether one more request would have to wait behind too many."""
-        waiting_max = self._width if self.waiting_max is None else self.waiting_max
-        return max(self._inside, self._unfinished()) >= self._width + waiting_max
+        return max(self._inside, self._unfinished()) >= self._width + self.waiting_max
 
     def enter(self) -> None:
         """A request is let in."""
@@ -143,6 +142,7 @@ class AllowList:
         queue = self._queue
         if queue.full():
             _REJECTED.inc()
+            # KAITO's answer.
             await _refuse(
                 send,
                 429,

@@ -10,6 +10,7 @@ import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
     from vllm.v1.engine.async_llm import AsyncLLM
 
+MAX_CHOICES = 128
+"""Most `n` of one request; vLLM accepts 16384 by default, which keeps a server busy for minutes."""
 Lifespan = Callable[["FastAPI"], AbstractAsyncContextManager[Any]]
 
 
@@ -62,6 +65,25 @@ def namespace(arguments: Arguments, model: str) -> Namespace:
 
 def _refuse(message: str) -> NoReturn:
     raise ValueError(f"vLLM does not take these engine arguments: {message}")
+
+
+def limit_queue(engine: "AsyncLLM", waiting_max: int) -> None:
+    """Let the engine itself refuse what exceeds the queue limit by more than one request's choices.
+
+    The allow-list counts requests; only the engine sees that one of them holds ten thousand prompts. Its own limit
+    (max_num_queued_reqs) would answer 503, as if this server were at fault.
+    """
+    from vllm.exceptions import GracefulHTTPError, VLLMValidationError
+
+    room = engine.scheduler_config.max_num_seqs + waiting_max + MAX_CHOICES
+
+    def check_admission(n: int = 1, request_id: str | None = None) -> None:  # noqa: ARG001 vLLM's signature
+        if n > MAX_CHOICES:
+            raise VLLMValidationError(f"n must be at most {MAX_CHOICES}, got {n}", parameter="n", value=n)
+        if engine.get_num_unfinished_requests() + n > room:
+            raise GracefulHTTPError("Too many requests are waiting, try again later", HTTPStatus.TOO_MANY_REQUESTS)
+
+    engine.check_admission = check_admission
 
 
 async def start_engine(options: Namespace) -> "AsyncLLM":

@@ -38,13 +38,22 @@ NO_PROMPT = "Text generation parameter prompt required"
 NO_MESSAGES = "Conversational parameter messages required"
 
 
+class Message(BaseModel):
+    """One turn of a conversation; what the chat template reads beyond these passes through."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    role: str
+    content: str
+
+
 class ChatRequest(BaseModel):
     """The body; further keys are ignored, as KAITO did. `null` means the default."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
+    messages: list[Message] | None = None
     return_full_text: bool = True
     """Whether the result begins with the prompt; nothing to messages."""
     clean_up_tokenization_spaces: bool = False
@@ -157,7 +166,7 @@ async def _answer(http: "Request") -> "Response":
 async def _generate(
     http: "Request", request: ChatRequest, adapter: "LoRARequest | None"
 ) -> "AsyncIterator[RequestOutput]":
-    from vllm.exceptions import VLLMClientError
+    from vllm.exceptions import GracefulHTTPError, VLLMClientError
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     engine = http.app.state.engine_client
@@ -173,6 +182,8 @@ async def _generate(
         engine.check_admission(params.n)
     except (VLLMClientError, ValueError) as error:
         raise Refused(400, str(error)) from None
+    except GracefulHTTPError as error:
+        raise Refused(error.http_status, str(error)) from None
     name = http.headers.get("x-request-id") or uuid.uuid4().hex
     outputs: AsyncIterator[RequestOutput] = engine.generate(prompt, params, f"chat-{name}", lora_request=adapter)
     return outputs
@@ -193,12 +204,13 @@ async def _render(http: "Request", request: ChatRequest) -> Any:
             tokens = tokens.with_kwargs(truncate_prompt_tokens=keep, truncation_side="left")
         [prompt] = await renderer.render_cmpl_async([parse_model_prompt(engine.model_config, text)], tokens)
         return prompt
+    turns = [message.model_dump() for message in request.messages or ()]
     params = ChatParams(
         chat_template=online.chat_template,
         chat_template_content_format=online.chat_template_content_format,
         chat_template_kwargs={"add_generation_prompt": True, **online.default_chat_template_kwargs},
     )
-    _, [prompt] = await renderer.render_chat_async([request.messages], params)
+    _, [prompt] = await renderer.render_chat_async([turns], params)
     return prompt
 
 

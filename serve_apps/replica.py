@@ -47,7 +47,9 @@ class Replica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply what may change while serving; Serve lets no traffic to a new replica before this is done."""
         config = UserConfig.model_validate(user_config)
-        self._queue.waiting_max = config.max_queued_requests
+        if config.max_queued_requests is not None:
+            self._queue.waiting_max = config.max_queued_requests
+        engine.limit_queue(self._engine, self._queue.waiting_max)
         await self._adapters.apply(config.adapters)
 
     async def check_health(self) -> None:

@@ -32,6 +32,7 @@ _OFF: dict[str, tuple[object, ...]] = {
 _IDLE = {"early_stopping", "length_penalty", "pad_token_id", "use_cache"}
 
 _Probability = Annotated[float, Field(gt=0, le=1)]
+_Token = Annotated[int, Field(ge=0)]
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 
@@ -48,7 +49,7 @@ class GenerateKwargs(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = 10
     top_p: _Probability = 1.0
     repetition_penalty: Annotated[float, Field(gt=0)] = 1.0
-    eos_token_id: int | list[int] | None = None
+    eos_token_id: _Token | list[_Token] | None = None
     # Known to transformers or to vLLM, accepted by KAITO as extra keys.
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     min_new_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -56,7 +57,7 @@ class GenerateKwargs(BaseModel):
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     stop_strings: str | list[str] | None = None
     stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: list[_Token] | None = None
     bad_words: list[str] | None = None
     ignore_eos: bool = False
     seed: int | None = None
