@@ -88,6 +88,7 @@ def preset_of_files(
         "cache": _cache(whole, found["layers"]),
         "float16": whole.get("model_type") not in _NOT_IN_FLOAT16,
         "min_compute_capability": max((preset.min_compute_capability for preset in kin), default=0.0),
+        "pipeline": all(preset.pipeline for preset in kin),
         "lora": experts <= 1 and any(preset.lora for preset in kin),
         "tuning": experts <= 1 and not multimodal and not quantization,
         "tool_parser": _shared(preset.tool_parser for preset in kin),

@@ -86,6 +86,8 @@ class Preset(BaseModel):
     """False for models that vLLM refuses in float16 for their numerical range."""
     min_compute_capability: float = 0.0
     """Where its attention runs on no earlier GPU, whatever the weights are."""
+    pipeline: bool = True
+    """Whether vLLM's class can be spread over nodes, a part of the layers on each."""
     lora: bool = True
     """Whether adapters are served: vLLM's class takes them, and a slot costs no copy of every expert."""
     tuning: bool = False

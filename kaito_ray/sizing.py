@@ -168,7 +168,8 @@ class _Search:
                 f"its {preset.heads} heads and fit {gpus} GPUs, so it is one of {allowed}"
             )
         shapes = [Shape(size, 1) for size in sizes]
-        shapes += [Shape(sizes[-1], nodes) for nodes in range(2, min(max_nodes, preset.layers) + 1)]
+        if preset.pipeline:
+            shapes += [Shape(sizes[-1], nodes) for nodes in range(2, min(max_nodes, preset.layers) + 1)]
         return [shape for shape in shapes if demand.pipeline in (None, shape.pipeline)]
 
     def fit(self, shape: Shape, tokens: int) -> _Fit | None:

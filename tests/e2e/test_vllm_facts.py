@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from kaito_ray.engine_flags import CHECKPOINT_FLAGS
+from kaito_ray.engine_flags import CHECKPOINT_FLAGS, engine_flags
 from kaito_ray.preset import Preset, load_catalogue
+from kaito_ray.sizing import Demand, size_model
+from kaito_ray.sku import load_sizes
 from kaito_ray.vllm_facts import ARCHITECTURES_FILE, OPTIONS_FILE, Option, architectures, options
+from serve_apps.engine import command_line
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300), pytest.mark.filterwarnings("default")]
 
@@ -113,6 +116,33 @@ def test_vllm_knows_what_a_preset_names(preset: Preset) -> None:
         *ReasoningParserManager.reasoning_parsers,
     }
     assert set(preset.engine) <= set(options())
+
+
+@pytest.mark.parametrize("preset", list(load_catalogue()), ids=lambda preset: preset.name)
+def test_a_class_can_do_what_its_preset_says(preset: Preset) -> None:
+    from vllm.model_executor.models.interfaces import supports_lora, supports_pp
+    from vllm.model_executor.models.registry import ModelRegistry
+
+    try:
+        model = ModelRegistry.models[preset.architecture].load_model_cls()
+    except ImportError as error:
+        pytest.skip(f"its class cannot be imported here: {error}")
+    assert supports_lora(model) or not preset.lora
+    assert supports_pp(model) or not preset.pipeline
+
+
+@pytest.mark.parametrize("preset", list(load_catalogue()), ids=lambda preset: preset.name)
+def test_vllm_takes_the_flags_of_a_plan(preset: Preset) -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    sku = load_sizes().get("Standard_ND96isr_H200_v5")
+    sizing = size_model(preset, sku, Demand(lora=preset.lora), max_nodes=8)
+    flags = engine_flags(preset, sku, sizing, executor="mp")
+    words = [f"--model={preset.name}", *command_line(flags)]
+    parsed = vars(make_arg_parser(FlexibleArgumentParser()).parse_args(words))
+    for flag, value in flags.items():
+        assert parsed[flag.replace("-", "_")] == value
 
 
 if __name__ == "__main__":
