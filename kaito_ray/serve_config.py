@@ -33,6 +33,8 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
     env = {
         "DO_NOT_TRACK": "1",
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # A replica whose engine died has nothing to drain, and holds the GPU that its successor needs.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Replicas count requests themselves, which costs less than parsing a line that HAProxy logs for each.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # One thread per two cores and at most Serve's four: with more, proxy threads take the engine's cores.
@@ -43,6 +45,12 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         "RAY_worker_niceness": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if plan.gpus_per_node == 0:
+        # Without this, vLLM's CPU platform turns executor `uni` into `mp`: one more process with the model, and both
+        # it and the scheduler spin on shared memory while requests run, on the cores that the model needs. The
+        # engine keeps a process of its own either way. It computes with OMP_NUM_THREADS threads, which Ray sets to
+        # the whole CPUs of the replica.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return dict(sorted(env.items()))
 
 

@@ -74,6 +74,11 @@ def test_proxy_threads_follow_the_cores() -> None:
     assert threads == {1: "1", 2: "1", 6: "3", 96: "4"}
 
 
+def test_one_engine_process_where_there_is_no_gpu() -> None:
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in serve_env(a_serve_plan())
+    assert serve_env(a_serve_plan(gpus_per_node=0))["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+
+
 def test_environment_is_sorted_text() -> None:
     for env in (serve_env(a_serve_plan()), local_env(Path("/tmp/r"), metrics_port=1, stats_port=2, replica_port=3)):  # noqa: S108
         assert list(env) == sorted(env)
