@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""GPU nodes that come and go by themselves: the operator as a process, a test cluster, and a fake Azure."""
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import azure_errors as azure
+from cluster.client import Client
+from cluster.fake_arm import FakeArm
+from cluster.fake_nodes import FakeNodes
+from cluster.fake_pool import size
+from cluster.server import TestCluster
+from operator_rig import Operator, running_operator
+from workspace_rig import API, RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_gone
+
+pytestmark = pytest.mark.timeout(180)
+
+A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
+# Passes are 10 seconds and more apart while Azure works, as they are in real life.
+PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def azure_of_all(cluster: TestCluster) -> Iterator[FakeArm]:
+    """Azure on the clock of the wall, in the loop of the cluster; its machines join that cluster."""
+    arm = FakeArm(lambda: datetime.now(UTC), create_s=1.5, scale_s=1.0, delete_s=1.0)
+    arm.add_pool("system", count=0)
+    nodes = FakeNodes(arm, register_s=0.2, plugin_s=0.8)
+    kubelets = cluster.simulate().nodes
+    cluster.run(arm.__aenter__())
+    mirror = cluster.call(lambda: asyncio.ensure_future(nodes.mirror(kubelets)))
+    yield arm
+    cluster.call(mirror.cancel)
+    cluster.run(arm.__aexit__(None, None, None))
+
+
+@pytest.fixture
+def arm(azure_of_all: FakeArm) -> FakeArm:
+    """The same without scripts and memories of other tests."""
+    azure_of_all.forget()
+    azure_of_all.requests.clear()
+    return azure_of_all
+
+
+def an_operator(cluster: TestCluster, arm: FakeArm, folder: Path) -> Any:
+    return running_operator(
+        cluster.kubeconfig,
+        folder,
+        provisioner="aks",
+        subscription_id=arm.subscription,
+        resource_group=arm.group,
+        cluster_name=arm.cluster,
+        location=arm.location,
+        arm_endpoint=arm.url,
+        azure_credential="fake",
+    )
+
+
+@pytest.fixture(scope="module")
+def operator(
+    cluster: TestCluster, azure_of_all: FakeArm, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Operator]:
+    with an_operator(cluster, azure_of_all, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+
+
+@pytest.fixture
+def client(cluster: TestCluster, operator: Operator) -> Client:
+    assert operator.running
+    return cluster.client
+
+
+def ready(client: Client, name: str) -> dict[str, Any]:
+    return wait_for(client, name, "WorkspaceReady", timeout_s=PATIENCE_S)
+
+
+def gone(client: Client, name: str) -> None:
+    client.delete(get(client, name))
+    wait_until_gone(client, API, "Workspace", name, PATIENCE_S)
+
+
+def test_from_apply_to_ready_to_gone(client: Client, arm: FakeArm) -> None:
+    client.create(a_serving("phi", "phi"))
+    wait_for(client, "phi", "ResourceReady", "False", reason="AgentPoolCreating", timeout_s=PATIENCE_S)
+    assert client.find(RAY, "RayService", "phi", "default") is None, "no RayService before there are nodes"
+    workspace = ready(client, "phi")
+    (put,) = arm.calls("PUT")
+    assert put.body["properties"]["nodeLabels"]["apps"] == "phi"
+    assert put.body["properties"]["tags"]["kaito-ray-workspace-uid"] == workspace["metadata"]["uid"]
+    pool = workspace["status"]["nodePool"]
+    assert (pool["state"], pool["instanceType"], pool["ready"], pool["wanted"]) == ("Succeeded", A100, 1, 1)
+    (node,) = workspace["status"]["workerNodes"]
+    assert node.startswith(f"aks-{pool['name']}-")
+
+    client.delete(get(client, "phi"))
+    client.wait(lambda: arm.calls("DELETE"), bool, PATIENCE_S)
+    assert get(client, "phi")["metadata"]["finalizers"], "the finalizer stays until the pool is gone"
+    wait_until_gone(client, API, "Workspace", "phi", PATIENCE_S)
+    assert list(arm.pools) == ["system"]
+    assert [one["metadata"]["name"] for one in client.list("v1", "Node")] == ["cpu-1"]
+
+
+def test_a_quota_is_told_and_the_next_size_is_served_on(client: Client, arm: FakeArm) -> None:
+    arm.fail(azure.FAMILY_QUOTA, when=size(A100), after_s=0.5)
+    annotations = {"kaito-ray.io/instance-types": H100}
+    client.create(a_serving("fallback", "fallback", metadata={"annotations": annotations}))
+    workspace = wait_for(
+        client, "fallback", "ResourceReady", "False", reason="SkuFamilyQuotaExceeded", timeout_s=PATIENCE_S
+    )
+    message = condition(workspace, "ResourceReady")["message"]
+    assert "exceeding approved standardNCADSA100v4Family Cores quota" in message
+    workspace = ready(client, "fallback")
+    assert workspace["status"]["nodePool"]["instanceType"] == H100
+    assert [request.body["properties"]["vmSize"] for request in arm.calls("PUT")] == [A100, H100]
+    events = {event["reason"] for event in client.list("v1", "Event", "default")}
+    assert {"SkuFamilyQuotaExceeded", "AgentPoolRequested", "AgentPoolDeleted", "NodesReady"} <= events
+    gone(client, "fallback")
+
+
+def test_an_evicted_node_shows_and_is_replaced(client: Client, arm: FakeArm) -> None:
+    client.create(a_serving("spot", "spot", metadata={"annotations": {"kaito-ray.io/spot": "prefer"}}))
+    workspace = ready(client, "spot")
+    assert workspace["status"]["nodePool"]["priority"] == "Spot"
+    arm.evict(workspace["status"]["nodePool"]["name"])
+    wait_for(client, "spot", "WorkspaceReady", "False", timeout_s=30)
+    ready(client, "spot")
+    assert len(arm.calls("PUT")) == 2
+    gone(client, "spot")
+
+
+def test_an_operator_killed_after_the_pool_was_asked_for(
+    cluster: TestCluster, arm: FakeArm, operator: Operator, tmp_path: Path
+) -> None:
+    client = cluster.client
+    operator.stop()
+    with an_operator(cluster, arm, tmp_path) as first:
+
+        def kill(_: int, when: str) -> None:
+            if when == "after" and arm.requests[-1].method == "PUT":
+                arm.on_request = None
+                first.kill()
+
+        arm.on_request = kill
+        client.create(a_serving("orphan", "orphan"))
+        client.wait(lambda: first.running, lambda running: not running, PATIENCE_S)
+    assert len(arm.calls("PUT")) == 1
+    assert "nodePool" not in (get(client, "orphan").get("status") or {})
+    with an_operator(cluster, arm, tmp_path):
+        workspace = ready(client, "orphan")
+        assert len(arm.calls("PUT")) == 1
+        assert workspace["status"]["nodePool"]["attempt"] == 1
+        gone(client, "orphan")
+    assert list(arm.pools) == ["system"]
