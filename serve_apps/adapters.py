@@ -118,7 +118,8 @@ class Adapters:
     def _cancel(self, name: str) -> None:
         if task := self._tasks.pop(name, None):
             task.cancel()
-        self._tried.pop(name, None)
+        if tried := self._tried.pop(name, None):
+            tried.set()  # for those who wait for what is no longer wanted
 
     async def _bring(self, adapter: Adapter, tried: asyncio.Event) -> None:
         """Fetch, check and load; again and again while the source is down."""
@@ -129,7 +130,7 @@ class Adapters:
             if not isinstance(error, ArtifactUnavailable):
                 return
             tries += 1
-            await asyncio.sleep(min(_RETRY_MAX_S, max(error.retry_after_s, 5.0 * 2**tries)))
+            await asyncio.sleep(min(_RETRY_MAX_S, max(error.retry_after_s, 2.0**tries)))
 
     async def _try(self, adapter: Adapter) -> Exception | None:
         """One try, its outcome in the state."""

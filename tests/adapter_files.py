@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from kaito_ray.artifacts.tensors import read_header
+
 BASE_NAME = "org/tiny-base"
 # Values out and in of each layer of a two-layer model in the shape of Phi-3.
 LAYERS = {
@@ -70,3 +72,20 @@ def an_adapter(
     (folder / "adapter_config.json").write_text(json.dumps(fields | config))
     save_file(adapter_tensors(rank=rank) if tensors is None else tensors, folder / "adapter_model.safetensors")
     return folder
+
+
+def adapter_for(base: Path, folder: Path, *, seed: int, rank: int = 8, size: float = 1.0, **config: Any) -> Path:
+    """An adapter on every linear layer of the real model in `base`, with random weights that change what it says."""
+    random = np.random.default_rng(seed)
+    tensors: dict[str, np.ndarray[Any, Any]] = {}
+    for name, tensor in read_header(base / "model.safetensors").items():
+        module = name.removesuffix(".weight")
+        if ".layers." not in module or len(tensor.shape) != 2:
+            continue
+        outs, ins = tensor.shape
+        a, b = random.standard_normal((rank, ins)), random.standard_normal((outs, rank)) * size
+        tensors[f"base_model.model.{module}.lora_A.weight"] = (a / ins**0.5).astype(np.float32)
+        tensors[f"base_model.model.{module}.lora_B.weight"] = (b / rank**0.5).astype(np.float32)
+    modules = sorted({name.split(".")[-3] for name in tensors})
+    defaults = {"lora_alpha": rank, "target_modules": modules, "base_model_name_or_path": "tiny-phi-3"}
+    return an_adapter(folder, tensors=tensors, rank=rank, **(defaults | config))
