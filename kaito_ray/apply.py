@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.cluster import Cluster, KubeObject, NotFound
+from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.drift import is_current, stamped, was_applied
 from kaito_ray.errors import NameTaken, NotReadyYet
 from kaito_ray.informer import Key, key_of
@@ -54,7 +54,7 @@ class Applier:
         wanted = [stamped(document, owner) for document in rendered]
         changes = []
         for document in wanted:
-            live = await self._live(owner, document)
+            live = self._live(owner, document)
             if live is None or not is_current(document, live):
                 changes.append((document, live))
         written: list[str] = []
@@ -74,21 +74,15 @@ class Applier:
 
     async def create_once(self, owner: KubeObject, document: KubeObject) -> bool:
         """Create an object whose content is never rewritten, such as a Secret with a random value; True when made."""
-        if await self._live(owner, document) is not None:
+        if self._live(owner, document) is not None:
             return False
         kind = kind_of(document)
         self._world.put_child(kind, await self._cluster.apply(kind, stamped(document, owner)))
         return True
 
-    async def _live(self, owner: KubeObject, document: KubeObject) -> KubeObject | None:
-        """The object as it is, from the cache; an unknown one is looked for, since it may lack our labels."""
-        kind, key = kind_of(document), key_of(document)
-        live = self._world.child(kind, key)
-        if live is None:
-            try:
-                live = await self._cluster.get(kind, *key)
-            except NotFound:
-                return None
+    def _live(self, owner: KubeObject, document: KubeObject) -> KubeObject | None:
+        """The object as it is; raises when it is not ours to write."""
+        live = self._world.anyones(kind_of(document), key_of(document))
         if live is not None:
             _require_ours(owner, live, _name(document))
         return live

@@ -13,7 +13,7 @@ from typing import assert_never
 
 from kaito_ray import names
 from kaito_ray.apply import Applied, Applier
-from kaito_ray.cluster import Cluster, KubeObject, NotFound
+from kaito_ray.cluster import KubeObject, NotFound
 from kaito_ray.errors import NameTaken, NotReadyYet
 from kaito_ray.informer import key_of
 from kaito_ray.kinds import DISRUPTION_BUDGET, RAY_JOB, RAY_SERVICE, SECRET, SERVICE, Kind
@@ -34,9 +34,8 @@ _TOKEN_BYTES = 32
 class Children:
     """What is made for Workspaces."""
 
-    def __init__(self, applier: Applier, cluster: Cluster, world: World, settings: Settings) -> None:
+    def __init__(self, applier: Applier, world: World, settings: Settings) -> None:
         self._applier = applier
-        self._cluster = cluster
         self._world = world
         self._settings = settings
 
@@ -62,7 +61,7 @@ class Children:
             if missing:
                 raise NotReadyYet("; ".join(missing), reason="ReferenceMissing", delay_s=60)
             if kind is RAY_SERVICE:
-                await self._require_free_service(plan)
+                self._require_free_service(plan)
         await self._ensure_token(workspace, plan)
         documents, notices = await self._documents(workspace, plan, live)
         try:
@@ -117,12 +116,11 @@ class Children:
     def _has_room(self, plan: Plan) -> bool:
         return has_room(plan, self._world.nodes(plan.node_labels), self._world.all_pods())
 
-    async def _require_free_service(self, plan: Plan) -> None:
+    def _require_free_service(self, plan: Plan) -> None:
         """KubeRay makes the Service, and would change one that is there already, such as KAITO's own."""
         name = names.service_name(plan.name)
-        try:
-            service = await self._cluster.get(SERVICE, plan.namespace, name)
-        except NotFound:
+        service = self._world.anyones(SERVICE, (plan.namespace, name))
+        if service is None:
             return
         owners = service["metadata"].get("ownerReferences") or ()
         if not any((one["kind"], one["name"]) == (RAY_SERVICE.kind, names.child_name(plan.name)) for one in owners):

@@ -24,7 +24,6 @@ from kaito_ray.world import World
 logger = logging.getLogger(__name__)
 
 _WORKERS = 16
-_RESYNC_S = 600.0
 _COLLECT_S = 60.0
 
 MakeProvisioner = Callable[[Cluster, World], NodeProvisioner]
@@ -36,6 +35,7 @@ class Controller:
     def __init__(self, cluster: Cluster, lease: Lease, planner: Planner, make_provisioner: MakeProvisioner) -> None:
         self._lease = lease
         self._namespaces = planner.settings.namespaces
+        self._resync_s = float(planner.settings.resync_s)
         self._queue: WorkQueue[Key] = WorkQueue(self._reconcile, workers=_WORKERS)
         self.world = World(cluster, self._wake, self._namespaces)
         self._cluster = cluster
@@ -103,7 +103,7 @@ class Controller:
         after_s = await self._reconciler.reconcile(key)
         if self.world.workspace(key) is None:
             return None
-        return _RESYNC_S if after_s is None else min(after_s, _RESYNC_S)
+        return self._resync_s if after_s is None else min(after_s, self._resync_s)
 
     def _wake(self, key: Key) -> None:
         if self.world.workspace(key) is not None:

@@ -17,6 +17,8 @@ from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.errors import ClusterUnavailable, KaitoRayError, LeaseLost, NotReadyYet
 from kaito_ray.finalizer import add_finalizer, release
 from kaito_ray.informer import Key, key_of
+from kaito_ray.kinds import SERVICE
+from kaito_ray.names import service_name
 from kaito_ray.nodes.byo_size import size_of_nodes
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.observe import observe
@@ -56,7 +58,7 @@ class Reconciler:
         self._provisioner = provisioner
         self._planner = planner
         self._now = now
-        self._children = Children(Applier(cluster, world), cluster, world, planner.settings)
+        self._children = Children(Applier(cluster, world), world, planner.settings)
         self._reporter = Reporter(cluster, world)
         # Nodes that are brought along need nothing done when a Workspace goes; what it owns is collected by Kubernetes.
         self._gives_back = planner.settings.provisioner is not Provisioner.BYO
@@ -85,7 +87,8 @@ class Reconciler:
         except KaitoRayError as error:
             return Wish(error=error)
         named = named_objects(workspace)
-        self._world.refer(key, [(kind, reference.name) for kind, reference in named])
+        service = (SERVICE, service_name(key[1]))
+        self._world.refer(key, [service, *((kind, reference.name) for kind, reference in named)])
         self._world.select_nodes(key, workspace.resource.label_selector.match_labels)
         wish = Wish(workspace, missing=await observe_missing(self._world, key, named))
         try:

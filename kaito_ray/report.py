@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from kaito_ray.cluster import Cluster, Conflict, KubeObject, NotFound
-from kaito_ray.errors import NotReadyYet, ObjectRefused
+from kaito_ray.errors import NameTaken, NotReadyYet, ObjectRefused
 from kaito_ray.event import event_of
 from kaito_ray.informer import Key, key_of
 from kaito_ray.kinds import WORKSPACE
@@ -113,7 +113,7 @@ def _delay_s(observed: Observed) -> float | None:
     """When to try again what could not be applied; a person's edit wakes the Workspace by itself."""
     if isinstance(observed.refusal, NotReadyYet):
         return observed.refusal.delay_s
-    if isinstance(observed.refusal, ObjectRefused) or observed.applied.contested:
+    if isinstance(observed.refusal, ObjectRefused | NameTaken) or observed.applied.contested:
         return _REFUSED_S
     return None
 

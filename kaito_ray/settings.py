@@ -98,6 +98,9 @@ class Settings(BaseModel):
 
     health_port: int = Field(8080, ge=1, le=65535, description="port of /healthz, /readyz and /metrics of the operator")
 
+    resync_s: int = Field(
+        600, ge=1, description="seconds after which a Workspace is looked at again even if nothing changed"
+    )
     webhook_port: int = Field(9443, ge=0, le=65535, description="port of the admission webhook; 0 is any free one")
     webhook_service: str = Field("kaito-ray-webhook", description="name of the Service in front of the webhook")
     webhook_configuration: str = Field(

@@ -14,7 +14,7 @@ from typing import Any
 from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject, NotFound
 from kaito_ray.informer import Informer, Key, key_of, version_of
-from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RENDERED, SECRET, WORKSPACE, Kind
+from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
 from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.pod import Pod, parse_pod
 
@@ -28,6 +28,8 @@ class World:
     `namespaces` limits what is watched; empty means all.
     """
 
+    _VERSIONED = (CONFIG_MAP, SECRET)
+
     def __init__(self, cluster: Cluster, wake: Callable[[Key], None], namespaces: Collection[str] = ()) -> None:
         self._cluster = cluster
         self._wake = wake
@@ -35,7 +37,7 @@ class World:
         self._workspaces: dict[Key, KubeObject] = {}
         self._children = {kind: self._scoped(partial(self._child, kind)) for kind in _CHILDREN}
         self._pods = self._scoped(self._pod)
-        self._versions = {kind: self._scoped(partial(self._named, kind)) for kind in (CONFIG_MAP, SECRET)}
+        self._versions = {kind: self._scoped(partial(self._named, kind)) for kind in self._VERSIONED}
         self._nodes = Informer(cluster, NODE, parse_node, self._node_changed)
         self._selectors: dict[frozenset[tuple[str, str]], set[Key]] = defaultdict(set)
         self._selector_of: dict[Key, frozenset[tuple[str, str]]] = {}
@@ -108,8 +110,17 @@ class World:
 
     def child(self, kind: Kind, key: Key) -> KubeObject | None:
         """One object that carries our label."""
-        informer = self._of(self._children[kind], key[0])
-        return informer.get(key) if informer else None
+        found = self.anyones(kind, key)
+        return found if found is not None and is_ours(found) else None
+
+    def anyones(self, kind: Kind, key: Key) -> KubeObject | None:
+        """The object of that name, whoever made it; of what is not ours only the metadata that tells whose it is."""
+        for informers in (self._children[kind], self._versions.get(kind, {})):
+            informer = self._of(informers, key[0])
+            found: KubeObject | None = informer.get(key) if informer else None
+            if found is not None:
+                return found
+        return None
 
     def put_child(self, kind: Kind, document: KubeObject) -> None:
         """Take an object as a write returned it, so that the next pass need not wait for the watch."""
@@ -164,9 +175,10 @@ class World:
     async def data(self, kind: Kind, key: Key) -> Mapping[str, str] | None:
         """The data of a ConfigMap or Secret (still in base64); None when there is none. Read only when it changed."""
         informer = self._of(self._versions[kind], key[0])
-        version = informer.get(key) if informer else None
-        if version is None:
+        known = informer.get(key) if informer else None
+        if known is None:
             return None
+        version = known["metadata"]["resourceVersion"]
         cached = self._data.get((kind, key))
         if cached is not None and cached[0] == version:
             return cached[1]
@@ -193,14 +205,17 @@ class World:
             yield from scoped.values()
 
     def _child(self, kind: Kind, scope: str | None) -> Informer[KubeObject]:
-        def changed(_: Key, before: KubeObject | None, after: KubeObject | None) -> None:
-            for document in (before, after):
-                if document is not None:
-                    self._wake(workspace_of(document))
+        """Everybody's objects, so that a name that is taken is known; ConfigMaps and Secrets are too many for that."""
 
-        return Informer(
-            self._cluster, kind, partial(_slim, kind), changed, group=workspace_of, namespace=scope, labels=_OURS
-        )
+        def changed(key: Key, before: KubeObject | None, after: KubeObject | None) -> None:
+            for document in (before, after):
+                if document is not None and is_ours(document):
+                    self._wake(workspace_of(document))
+            self._wake_referrers(kind, key)
+
+        labels = _OURS if kind in self._VERSIONED else ""
+        parse = partial(_slim, kind)
+        return Informer(self._cluster, kind, parse, changed, group=_group, namespace=scope, labels=labels)
 
     def _pod(self, scope: str | None) -> Informer[Pod]:
         def changed(_: Key, before: Pod | None, after: Pod | None) -> None:
@@ -212,21 +227,17 @@ class World:
             self._cluster, POD, parse_pod, changed, group=lambda pod: pod.workspace, namespace=scope, labels=_OURS
         )
 
-    def _named(self, kind: Kind, scope: str | None) -> Informer[str]:
-        """Only versions are kept: clusters hold large ConfigMaps and Secrets that are none of our business."""
+    def _named(self, kind: Kind, scope: str | None) -> Informer[KubeObject]:
+        """Only metadata: clusters hold large ConfigMaps and Secrets that are none of our business."""
 
-        def changed(key: Key, _before: str | None, _after: str | None) -> None:
-            for workspace in self._referrers.get((kind, key), ()):
-                self._wake(workspace)
+        def changed(key: Key, _before: KubeObject | None, _after: KubeObject | None) -> None:
+            self._wake_referrers(kind, key)
 
-        return Informer(
-            self._cluster,
-            kind,
-            lambda document: str(document["metadata"]["resourceVersion"]),
-            changed,
-            namespace=scope,
-            metadata_only=True,
-        )
+        return Informer(self._cluster, kind, _stub, changed, namespace=scope, metadata_only=True)
+
+    def _wake_referrers(self, kind: Kind, key: Key) -> None:
+        for workspace in list(self._referrers.get((kind, key), ())):
+            self._wake(workspace)
 
     def _node_changed(self, _: Key, before: Node | None, after: Node | None) -> None:
         for selector, workspaces in list(self._selectors.items()):
@@ -236,7 +247,7 @@ class World:
                     self._wake(workspace)
 
 
-_CHILDREN = (*RENDERED, RAY_CLUSTER)
+_CHILDREN = (*RENDERED, RAY_CLUSTER, SERVICE)
 
 
 def workspace_of(document: KubeObject) -> Key:
@@ -245,9 +256,28 @@ def workspace_of(document: KubeObject) -> Key:
     return labels.get(names.LABEL_WORKSPACE_NAMESPACE, ""), labels.get(names.LABEL_WORKSPACE, "")
 
 
+def is_ours(document: KubeObject) -> bool:
+    """Whether an object says that we made it."""
+    labels = document["metadata"].get("labels") or {}
+    return bool(labels.get(names.LABEL_MANAGED_BY) == names.MANAGED_BY)
+
+
+def _group(document: KubeObject) -> Key | None:
+    return workspace_of(document) if is_ours(document) else None
+
+
 def _slim(kind: Kind, document: KubeObject) -> KubeObject:
     """Without the record of who owns which field, which is larger than most objects."""
+    if kind is SERVICE or (kind is not WORKSPACE and not is_ours(document)):
+        return _stub(document)
     left_out = {"spec"} if kind is RAY_CLUSTER else set()
     slim = {key: value for key, value in document.items() if key not in left_out}
     slim["metadata"] = {key: value for key, value in document["metadata"].items() if key != "managedFields"}
     return slim
+
+
+def _stub(document: KubeObject) -> KubeObject:
+    """What tells whose an object is, and which version of it."""
+    kept = ("name", "namespace", "uid", "resourceVersion", "deletionTimestamp", "labels", "ownerReferences")
+    metadata = document["metadata"]
+    return {"metadata": {key: metadata[key] for key in kept if key in metadata}}

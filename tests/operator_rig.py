@@ -54,6 +54,18 @@ class Operator:
         """Whether the process lives."""
         return self._process.poll() is None
 
+    @property
+    def peak_memory_mb(self) -> float:
+        """The most memory it ever held, in MiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
+
+    @property
+    def cpu_s(self) -> float:
+        """The processor time it took so far, in seconds."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def wait_until_ready(self, timeout_s: float = _START_S) -> Self:
         """Wait until /readyz says so."""
         self.until(lambda: self.probe("readyz")[0] == 200, timeout_s, "is not ready")

@@ -200,7 +200,6 @@ def test_a_service_of_somebody_else_is_not_taken_over(cluster: TestCluster, clie
     assert "Service taken" in condition(workspace, "InferenceReady")["message"]
     assert client.find(RAY, "RayService", "taken", "default") is None
     client.delete(service)
-    client.patch(workspace, {"metadata": {"annotations": {"try": "again"}}})
     wait_until_ready(client, "taken")
 
 
