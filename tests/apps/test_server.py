@@ -8,8 +8,7 @@ import asyncio
 import json
 import socket
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import uvicorn
 
 from serve_apps.arguments import Arguments, Model
 from serve_apps.replica import Replica
+from waiting import until
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.filterwarnings("default")]
 
@@ -133,13 +133,6 @@ def server(model: Path) -> Iterator[Server]:
 
 def question(**more: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8} | more
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # /chat as KAITO had it
@@ -386,8 +379,8 @@ def test_a_client_that_leaves_ends_its_generation(
             f"Content-Length: {len(content)}\r\n\r\n".encode()
             + content
         )
-        wait_for(lambda: server.core.requests)
-    wait_for(lambda: len(server.core.aborted) > before)
+        until(lambda: bool(server.core.requests), 10)
+    until(lambda: len(server.core.aborted) > before, 10)
     assert not server.core.requests
 
 
@@ -416,7 +409,7 @@ def test_one_body_may_not_hold_a_thousand_prompts(server: Server) -> None:
     body = {"model": MODEL, "prompt": [QUESTION] * 1000, "max_tokens": 4}
     answer = server.http.post("/v1/completions", json=body)
     assert answer.status_code == 429, answer.text
-    wait_for(lambda: not server.core.requests)
+    until(lambda: not server.core.requests, 10)
 
 
 def test_the_queue_limit_changes_while_serving(server: Server) -> None:
@@ -424,7 +417,7 @@ def test_the_queue_limit_changes_while_serving(server: Server) -> None:
     slow = question(max_tokens=300)
     with ThreadPoolExecutor(WIDTH) as pool:
         running = [pool.submit(server.http.post, "/v1/chat/completions", json=slow) for _ in range(WIDTH)]
-        wait_for(lambda: len(server.core.requests) == WIDTH)
+        until(lambda: len(server.core.requests) == WIDTH, 10)
         assert server.http.post("/v1/chat/completions", json=question()).status_code == 429
         server.call(server.replica.reconfigure({"max_queued_requests": 8}))
         assert server.http.post("/v1/chat/completions", json=question()).status_code == 200
@@ -453,7 +446,7 @@ def test_a_dead_engine_is_unhealthy(model: Path) -> None:
         server.call(server.replica.check_health())
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(server.http.post, "/v1/chat/completions", json=question(max_tokens=400))
-            wait_for(lambda: server.core.requests)
+            until(lambda: bool(server.core.requests), 10)
             server.loop.call_soon_threadsafe(server.core.die)
             assert running.result().status_code == 500
         assert server.http.get("/health").status_code == 503
