@@ -160,7 +160,8 @@ def _price(hourly_usd: float | None) -> str:
 
 
 def _arrangement(plan: ServePlan, sku: Sku) -> str:
-    copies = f"{plan.replicas} {'copy' if plan.replicas == 1 else 'copies'} of the model in {plan.dtype}"
+    dtype = "as it is stored" if plan.dtype == "auto" else f"in {plan.dtype}"
+    copies = f"{plan.replicas} {'copy' if plan.replicas == 1 else 'copies'} of the model {dtype}"
     if not sku.gpus:
         return copies
     gpus = plan.tensor_parallel * plan.pipeline_parallel
@@ -172,12 +173,20 @@ def _arrangement(plan: ServePlan, sku: Sku) -> str:
 
 
 def _reasons(plan: ServePlan, preset: Preset, sku: Sku) -> Iterator[str]:
+    yield _weights(preset)
     yield f"{plan.max_model_len:,} tokens of context ({_bound(plan, preset)})"
     cache = _sequence_gib(plan, preset, Shape(1, 1))
     yield f"one sequence that long keeps {cache:.1f} GiB of KV cache; {_layers(preset)}"
     fewer = _why_not_fewer(plan, preset, sku)
     if fewer:
         yield fewer
+
+
+def _weights(preset: Preset) -> str:
+    stored = f"{preset.weights_gib:,.2f} GiB of weights"
+    if preset.loaded_gib is not None:
+        stored += f", of which {preset.loaded_gib:,.2f} are loaded"
+    return f"{stored}, quantised as {preset.quantization}" if preset.quantization else stored
 
 
 def _sequence_gib(plan: ServePlan, preset: Preset, shape: Shape) -> float:

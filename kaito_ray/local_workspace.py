@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 from kaito_ray.errors import CannotRun
+from kaito_ray.hub import find_preset
 from kaito_ray.manifest import read_manifest
 from kaito_ray.plan import ServePlan, plan
 from kaito_ray.preset import load_catalogue
@@ -71,7 +72,9 @@ def load_workspace(file: Path, settings: Settings) -> LocalWorkspace:
         raise CannotRun(f"Workspace {workspace.metadata.name} has tuning, and `kaito-ray run` serves inference")
     if workspace.inference.preset is None:
         raise CannotRun("inference.template describes a pod, which only a cluster can run; name a preset instead")
-    preset = load_catalogue(settings.presets_dir).get(workspace.inference.preset.name)
+    secret = workspace.inference.preset.preset_options.model_access_secret
+    hub_token = manifest.secret(secret).get(HUB_TOKEN_KEY) if secret else None
+    preset = find_preset(workspace.inference.preset.name, load_catalogue(settings.presets_dir), token=hub_token)
     config = workspace.inference.config
     data = manifest.config_map(config) if config else None
     here = settings.model_copy(update={"max_nodes": 1})
@@ -86,5 +89,5 @@ def load_workspace(file: Path, settings: Settings) -> LocalWorkspace:
     return LocalWorkspace(
         plan=made,
         api_keys=api_keys,
-        hub_token=manifest.secret(made.hf_token_secret).get(HUB_TOKEN_KEY) if made.hf_token_secret else None,
+        hub_token=hub_token,
     )

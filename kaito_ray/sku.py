@@ -17,10 +17,12 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kaito_ray.catalogue_files import presets_folder, read_facts
-from kaito_ray.errors import InvalidManifest, Problem, UnknownSize
+from kaito_ray.errors import DoesNotFit, InvalidManifest, Problem, UnknownSize
 
 CPU = "cpu"
 LOCAL = "local"
+# A100, H100 and H200, Blackwell (NVIDIA's MIG user guide).
+_MIG_CAPABILITIES = (8.0, 9.0, 10.0, 10.3, 12.0)
 # Of the whole GPUs in skus.yaml the T4 reports the smallest part of what it is sold as: 14.56 of 16 GiB.
 _UNMEASURED_SHARE = 0.91
 # RAM of the sizes for which Azure publishes none; below the leanest published ratio of any GPU size (V620: 2 per core).
@@ -126,11 +128,18 @@ def partitioned(sku: Sku, *, mode: str, profile: str, count: int | None) -> Sku:
     """The size as a partition of its GPUs shows it: one MIG slice per node, or `count` whole GPUs.
 
     A slice's memory is the number in its profile, such as 3g.40gb, less 5 % that it reports below it (a 1g.10gb of an
-    A100 has 9.5 GiB). Engines cannot join slices, so one copy must fit one.
+    A100 has 9.5 GiB). Engines cannot join slices, so one copy must fit one. Raises DoesNotFit where
+    GPUs have no such slice.
     """
     if mode == "accelerator":
         return sku.model_copy(update={"gpus": min(count or sku.gpus, sku.gpus)})
     memory_gib = float(profile.partition(".")[2].removesuffix("gb"))
+    if sku.compute_capability not in _MIG_CAPABILITIES or memory_gib > sku.memory_gib:
+        raise DoesNotFit(
+            f"{sku.name} has no MIG slice {profile}: its {sku.gpu} has {sku.memory_gib:.0f} GB"
+            + ("" if sku.compute_capability in _MIG_CAPABILITIES else " and cannot be sliced"),
+            reason="UnsupportedInstanceType",
+        )
     return sku.model_copy(
         update={
             "gpus": 1,

@@ -85,6 +85,7 @@ def test_an_expert_answers_a_question() -> None:
     for words in (
         "2 x Standard_NC48ads_A100_v4 (2 x NVIDIA A100 PCIe, 80 GB), $14.69 an hour",
         "tensor parallel 2 inside a node, pipeline parallel 2 across nodes",
+        "131.42 GiB of weights",
         "131,072 tokens of context",
         "40.0 GiB of KV cache",
         "on 1 node at most",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kaito_ray.errors import InvalidManifest, UnknownSize
+from kaito_ray.errors import DoesNotFit, InvalidManifest, UnknownSize
 from kaito_ray.plan_target import size_warnings, worker_size
 from kaito_ray.sku import Sku, cpu_size, load_sizes, local_size, partitioned
 
@@ -72,6 +72,19 @@ def test_a_slice_counts_as_one_gpu_of_its_own_memory(profile: str, memory_gib: f
     cut = partitioned(SIZES.get("Standard_NC96ads_A100_v4"), mode="mig", profile=profile, count=None)
     assert (cut.gpus, cut.gpu_gib, cut.gpu_resource) == (1, memory_gib, resource)
     assert worker_size(cut).gpu_resource == resource
+
+
+@pytest.mark.parametrize(
+    ("size", "profile", "words"),
+    [
+        ("Standard_NV36ads_A10_v5", "1g.5gb", "cannot be sliced"),
+        ("Standard_NC4as_T4_v3", "1g.5gb", "cannot be sliced"),
+        ("Standard_ND96asr_v4", "7g.80gb", "has 40 GB"),
+    ],
+)
+def test_a_slice_that_no_gpu_has_is_refused(size: str, profile: str, words: str) -> None:
+    with pytest.raises(DoesNotFit, match=words):
+        partitioned(SIZES.get(size), mode="mig", profile=profile, count=None)
 
 
 def test_an_accelerator_partition_counts_whole_gpus() -> None:
