@@ -291,7 +291,11 @@ def _lost(view: _View, action: Action = None, reason: str = Phase.LOST, repaired
         lost_at=view.record.lost_at or view.now,
         repaired_at=repaired_at or view.record.repaired_at,
     )
-    notice = Notice("Warning", Phase.LOST, view.progress())
+    notice = (
+        Notice("Normal", Phase.WAKING, "requests are back, and so are the nodes in about 10 minutes")
+        if reason == Phase.WAKING
+        else Notice("Warning", Phase.LOST, view.progress())
+    )
     return view.step(action, False, reason, view.progress(), WATCH_S, record=record, notices=(notice,) if first else ())
 
 
