@@ -125,7 +125,7 @@ def _architecture(name: str, config: Config) -> str:
             return str(architecture)
     if not named:
         raise HubRefused(f"config.json of {name} names no architecture", reason="IncompleteModel")
-    alike = nearest(str(named[0]), architectures())
+    alike = nearest(str(named[0]), sorted(architectures()))
     hint = f"; the nearest it has is {alike}" if alike else ""
     raise HubRefused(f"vLLM cannot serve {name}: it has no {named[0]}{hint}", reason="UnsupportedArchitecture")
 

@@ -136,7 +136,7 @@ def parse_inference_config(data: Mapping[str, str] | None) -> InferenceConfig:
 
 
 def _strange_settings(document: Mapping[Any, Any]) -> Iterator[Problem]:
-    legal = {"vllm", *_WITHOUT_EFFECT}
+    legal = ("vllm", *_WITHOUT_EFFECT)
     for key in document:
         if key not in legal:
             alike = nearest(str(key), legal)
