@@ -10,7 +10,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint generate bench-serving clean
+.PHONY: help setup run test unit lint generate bench-serving bench-plan bench-operator clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,12 @@ generate: setup ## write manifests/crds and the golden files anew
 
 bench-serving: setup ## our server against vLLM's own, side by side
 	$(BIN)/python tests/bench/serving.py $(ARGS)
+
+bench-plan: setup ## every model on every size, in one process
+	$(BIN)/python tests/bench/plan.py $(ARGS)
+
+bench-operator: setup ## many Workspaces at once on the test cluster
+	$(BIN)/python tests/bench/reconcile.py $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
