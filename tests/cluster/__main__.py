@@ -17,7 +17,8 @@ from cluster.simulation import Pace
 
 def main() -> None:
     """Start, say where, and wait."""
-    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m cluster", description=__doc__, formatter_class=layout)
     parser.add_argument("--kubeconfig", type=Path, required=True, help="file to write")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--crds", type=Path, action="append", default=[], help="file or folder of definitions")

@@ -11,7 +11,7 @@ from typing import Any
 
 from cluster import discovery, failure, openapi
 from cluster.accept import Form, accepted_form
-from cluster.access import Access, impersonated, user_of
+from cluster.access import Access, User, impersonated, user_of
 from cluster.addresses import Addresses
 from cluster.admission import Webhooks
 from cluster.call import Call
@@ -55,7 +55,7 @@ class Api:
         self.deletion = Deletion(self.store, self.admission)
         self.listing = Listing(self.store)
         self.watching = Watching(self.store, bookmark_s)
-        self.garbage = Garbage(self.store, registry, self.deletion)
+        self.garbage = Garbage(self.store, registry, self.verbs, self.deletion)
         self.definitions = Definitions(self.store, registry, crd_delay_s)
         self.access = Access(self.store)
         self.subresources = Subresources(self.store, self.verbs, self.deletion)
@@ -79,6 +79,10 @@ class Api:
         record.duration_s = time.monotonic() - started
         return response
 
+    def user_of(self, authorization: str) -> User:
+        """Who sent a request. Raises Failure (401)."""
+        return user_of(authorization, self._token)
+
     async def _route(self, request: Request, record: Record) -> Response:
         path = request.path.rstrip("/") or "/"
         if path in ("/healthz", "/readyz", "/livez"):
@@ -89,7 +93,7 @@ class Api:
             return Response(200, openapi.V2_DOCUMENT, openapi.V2_MEDIA_TYPE)
         if path == "/_cluster/requests":
             return self._counted(request)
-        user = impersonated(user_of(request.headers.get("authorization", ""), self._token), request.headers)
+        user = impersonated(self.user_of(request.headers.get("authorization", "")), request.headers)
         target = None
         if path.startswith(("/api/", "/apis/")) and path.count("/") > (2 if path.startswith("/api/") else 3):
             target = parse_target(self.registry, path)

@@ -57,7 +57,10 @@ def builtin_resources() -> tuple[Resource, ...]:
         make("v1", "nodes", "Node", short="no", sub="status", clustered=True),
         make("v1", "persistentvolumeclaims", "PersistentVolumeClaim", short="pvc", sub="status"),
         make("v1", "persistentvolumes", "PersistentVolume", short="pv", sub="status", clustered=True),
-        make("v1", "pods", "Pod", short="po", sub="status log binding eviction", category="all", counted=True),
+        make(
+            "v1", "pods", "Pod", short="po", sub="status log binding eviction portforward", category="all",
+            counted=True,
+        ),
         make("v1", "secrets", "Secret"),
         make("v1", "serviceaccounts", "ServiceAccount", short="sa", sub="token"),
         make("v1", "services", "Service", short="svc", sub="status proxy", category="all"),

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a Kubernetes server refuses in the built-in kinds kaito-ray writes, beyond types and metadata."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from cluster import cel, failure
+from cluster import failure
+from cluster.definition_validation import definition_problems
 from cluster.failure import Problem
 from cluster.metadata import label_problems
 from cluster.pod_validation import choice_problem, pod_spec_problems
@@ -149,9 +149,11 @@ def _data(obj: Object, old: Object | None) -> list[Problem]:
     if total > _DATA_MAX:
         problems.append(failure.too_long("" if obj["kind"] == "ConfigMap" else "data", _DATA_MAX))
     if old is not None and old.get("immutable"):
-        for field in ("data", "binaryData", "immutable"):
-            if obj.get(field) != old.get(field):
-                problems.append(failure.not_permitted(field, "field is immutable when `immutable` is set"))
+        problems += [
+            failure.not_permitted(field, "field is immutable when `immutable` is set")
+            for field in ("data", "binaryData", "immutable")
+            if obj.get(field) != old.get(field)
+        ]
     if obj["kind"] == "Secret" and old is not None:
         problems += _immutable("type", obj.get("type"), old.get("type"))
     return problems
@@ -251,48 +253,6 @@ def _slice(obj: Object, old: Object | None) -> list[Problem]:
     return _immutable("addressType", obj["addressType"], old["addressType"]) if old is not None else []
 
 
-def _definition(obj: Object, old: Object | None) -> list[Problem]:
-    spec = obj["spec"]
-    problems = []
-    wanted = f"{spec.get('names', {}).get('plural', '')}.{spec.get('group', '')}"
-    if obj["metadata"]["name"] != wanted:
-        detail = 'must be spec.names.plural+"."+spec.group'
-        problems.append(failure.bad_value("metadata.name", obj["metadata"]["name"], detail))
-    if sum(bool(one.get("storage")) for one in spec.get("versions") or ()) != 1:
-        problems.append(
-            failure.bad_value("spec.versions", "", "must have exactly one version marked as storage version")
-        )
-    if old is not None:
-        problems += _immutable("spec.group", spec.get("group"), old["spec"].get("group"))
-        problems += _immutable("spec.scope", spec.get("scope"), old["spec"].get("scope"))
-    for index, version in enumerate(spec.get("versions") or ()):
-        path = f"spec.versions[{index}].schema.openAPIV3Schema"
-        schema = (version.get("schema") or {}).get("openAPIV3Schema")
-        if schema is None:
-            problems.append(failure.required(path, "schemas are required"))
-        else:
-            _schema(schema, path, problems)
-    return problems
-
-
-def _schema(schema: Any, path: str, problems: list[Problem]) -> None:
-    """Rules that do not compile, and parts without a type."""
-    if not schema.get("type") and not schema.get("x-kubernetes-int-or-string"):
-        if not schema.get("x-kubernetes-preserve-unknown-fields"):
-            problems.append(failure.required(f"{path}.type", "must not be empty for specified object fields"))
-    for index, rule in enumerate(schema.get("x-kubernetes-validations") or ()):
-        why = cel.check_expression(rule.get("rule", ""))
-        if why:
-            place = f"{path}.x-kubernetes-validations[{index}].rule"
-            problems.append(Problem(place, "FieldValueInvalid", f"Invalid value: {json.dumps(rule)}: {why}"))
-    for name, below in (schema.get("properties") or {}).items():
-        _schema(below, f"{path}.properties[{name}]", problems)
-    if isinstance(schema.get("items"), dict):
-        _schema(schema["items"], f"{path}.items", problems)
-    if isinstance(schema.get("additionalProperties"), dict):
-        _schema(schema["additionalProperties"], f"{path}.additionalProperties", problems)
-
-
 _CHECKS: dict[str, Callable[[Object, Object | None], list[Problem]]] = {
     "Pod": _pod,
     "Deployment": _workload,
@@ -312,5 +272,5 @@ _CHECKS: dict[str, Callable[[Object, Object | None], list[Problem]]] = {
     "Lease": _lease,
     "Event": _event,
     "EndpointSlice": _slice,
-    "CustomResourceDefinition": _definition,
+    "CustomResourceDefinition": definition_problems,
 }

@@ -25,8 +25,8 @@ _KEPT_EMPTY = {"storageClassName", "apiGroup", "holderIdentity", "message", "rea
                "endpoints", "ports", "name", "type", "status", "loadBalancer", "image", "imageID", "ipFamilyPolicy",
                "matchExpressions", "values", "preserveUnknownFields"}  # fmt: skip
 # Plain bools with omitempty: false is the same as absent.
-_DROPPED_FALSE = {"hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty", "readOnly", "paused", "unschedulable",
-                  "publishNotReadyAddresses"}  # fmt: skip
+_DROPPED_FALSE = {"hostNetwork", "hostPID", "hostIPC", "stdin", "stdinOnce", "tty", "readOnly", "paused",
+                  "unschedulable", "publishNotReadyAddresses"}  # fmt: skip
 _GO_TYPES = {"string": "string", "integer": "int32", "boolean": "bool", "number": "float64"}
 
 

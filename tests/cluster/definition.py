@@ -111,7 +111,7 @@ class Definitions:
             _condition("Established", not taken, "NotAccepted" if taken else "InitialNamesAccepted",
                        "not all names are accepted" if taken else "the initial names have been accepted"),
         ]  # fmt: skip
-        names = {key: value for key, value in spec["names"].items()}
+        names = dict(spec["names"])
         status = {
             "conditions": conditions,
             "acceptedNames": names,
@@ -126,9 +126,9 @@ class Definitions:
     def _taken(self, spec: Object) -> str:
         """The reason why names clash with a resource of the group, or an empty string."""
         for resource in self._registry:
-            if resource.group == spec["group"] and resource.plural != spec["names"]["plural"]:
-                if resource.kind == spec["names"]["kind"]:
-                    return "KindConflict"
+            other = resource.group == spec["group"] and resource.plural != spec["names"]["plural"]
+            if other and resource.kind == spec["names"]["kind"]:
+                return "KindConflict"
         return ""
 
     async def _clean_up(self, name: str) -> None:

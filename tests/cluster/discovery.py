@@ -24,6 +24,7 @@ _SUBRESOURCES: dict[str, tuple[str, str, str, list[str]]] = {
     "log": ("", "v1", "Pod", ["get"]),
     "binding": ("", "v1", "Binding", ["create"]),
     "eviction": ("policy", "v1", "Eviction", ["create"]),
+    "portforward": ("", "v1", "PodPortForwardOptions", ["create", "get"]),
     "token": ("authentication.k8s.io", "v1", "TokenRequest", ["create"]),
     "finalize": ("", "v1", "Namespace", ["update"]),
     "proxy": ("", "v1", "ServiceProxyOptions", ["create", "delete", "get", "patch", "update"]),

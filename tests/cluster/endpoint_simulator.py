@@ -4,6 +4,7 @@
 import hashlib
 
 from cluster.inside import Inside, WorkQueue
+from cluster.ray_pod import owner_reference
 from cluster.resource import Object
 from cluster.store import Change, Key
 
@@ -69,8 +70,7 @@ class Endpoints:
 
 def _slice(service: Object, name: str, endpoints: list[Object], ports: list[Object]) -> Object:
     metadata = service["metadata"]
-    owner = {"apiVersion": "v1", "kind": "Service", "name": metadata["name"], "uid": metadata["uid"], "controller": True,
-             "blockOwnerDeletion": True}  # fmt: skip
+    owner = owner_reference(service)
     return {
         "metadata": {
             "name": name,

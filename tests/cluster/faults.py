@@ -82,6 +82,7 @@ class Faults:
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        # An asyncio.Event would belong to one loop; tests set this from theirs.
         self.paused = False
 
     def add(self, fault: Fault) -> Fault:
@@ -98,7 +99,7 @@ class Faults:
 
     async def meet(self, record: Record) -> None:
         """Let a request meet its fate. Raises Failure or Dropped."""
-        while self.paused and not record.user_agent.startswith(SIMULATOR):
+        while self.paused and not record.user_agent.startswith(SIMULATOR):  # noqa: ASYNC110 - see __init__
             await asyncio.sleep(0.02)
         if not self._faults:
             return

@@ -13,16 +13,18 @@ from cluster.deletion import FOREGROUND, ORPHAN, Deletion
 from cluster.failure import Failure
 from cluster.resource import Object, Registry
 from cluster.store import Change, Key, Store
+from cluster.verbs import Verbs
 
 _USER_AGENT = "simulator/kube-controller-manager"
 
 
 class Garbage:
-    """Deletes what has lost its owners, lets go of owners whose dependents are gone, and empties namespaces."""
+    """Deletes what has lost its owners, lets go of owners whose dependents are gone, fills and empties namespaces."""
 
-    def __init__(self, store: Store, registry: Registry, deletion: Deletion) -> None:
+    def __init__(self, store: Store, registry: Registry, verbs: Verbs, deletion: Deletion) -> None:
         self._store = store
         self._registry = registry
+        self._verbs = verbs
         self._deletion = deletion
         self._tasks: set[asyncio.Task[None]] = set()
         store.listeners.append(self._on_change)
@@ -30,6 +32,8 @@ class Garbage:
     def _on_change(self, table: str, change: Change) -> None:
         metadata = change.entry.object["metadata"]
         uid = metadata["uid"]
+        if table == "namespaces" and change.type == "ADDED":
+            self._start(self._furnish(metadata["name"]))
         if change.type == "DELETED":
             if self._store.dependents.get(uid):
                 self._start(self._collect_dependents(uid))
@@ -155,6 +159,20 @@ class Garbage:
             if refusal.reason not in ("NotFound", "Conflict"):
                 raise
 
+    async def _furnish(self, namespace: str) -> None:
+        """What every namespace gets from the controllers of a cluster."""
+        bundle = {"ca.crt": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n"}
+        for table, name, rest in (
+            ("serviceaccounts", "default", {}),
+            ("configmaps", "kube-root-ca.crt", {"data": bundle}),
+        ):
+            call = Call("create", self._registry.named(table), namespace, user_agent=_USER_AGENT)
+            try:
+                await self._verbs.create(call, {"metadata": {"name": name}, **rest})
+            except Failure:
+                # Deleted again already, or made by somebody faster.
+                continue
+
     async def _empty(self, namespace: str) -> None:
         """Delete what a terminating namespace holds, then the namespace."""
         left = False
@@ -166,9 +184,9 @@ class Garbage:
         if left and any(any(table.selected(namespace)) for table in self._store.tables.values()):
             return
         found = self._store.get("namespaces", "", namespace)
-        if found is not None and "deletionTimestamp" in found.object["metadata"]:
-            if not found.object["metadata"].get("finalizers"):
-                self._store.remove("namespaces", found.key)
+        metadata = found.object["metadata"] if found else {}
+        if found is not None and "deletionTimestamp" in metadata and not metadata.get("finalizers"):
+            self._store.remove("namespaces", found.key)
 
 
 def _with_owners(obj: Object, references: list[Object]) -> Object:

@@ -7,7 +7,10 @@ from aiohttp import web
 
 from cluster.api import Api
 from cluster.exchange import Request, Response
+from cluster.failure import Failure, no_such_resource
 from cluster.faults import Dropped
+from cluster.port_forward import backend_of, check_access, forward
+from cluster.target import parse_target
 
 _BODY_MAX = 3 * 1024 * 1024
 
@@ -39,7 +42,12 @@ class Listener:
             await self._runner.cleanup()
 
     async def _answer(self, incoming: web.BaseRequest) -> web.StreamResponse:
-        body = await incoming.read() if incoming.body_exists else b""
+        if incoming.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._forward(incoming)
+        body = await _body(incoming)
+        if len(body) > _BODY_MAX:
+            refusal = Failure("RequestEntityTooLarge", f"Request entity too large: limit is {_BODY_MAX}", code=413)
+            return web.json_response(refusal.status, status=refusal.code)
         request = Request(
             incoming.method,
             incoming.path,
@@ -62,6 +70,17 @@ class Listener:
             answer.headers.add(name, value)
         return answer
 
+    async def _forward(self, incoming: web.BaseRequest) -> web.StreamResponse:
+        try:
+            target = parse_target(self._api.registry, incoming.path)
+            if target.subresource != "portforward":
+                raise no_such_resource()
+            check_access(self._api, target, self._api.user_of(incoming.headers.get("authorization", "")))
+            host, port = backend_of(self._api, (target.namespace, target.name))
+        except Failure as refusal:
+            return web.json_response(refusal.status, status=refusal.code)
+        return await forward(incoming, host, port)
+
     async def _stream(self, incoming: web.BaseRequest, response: Response) -> web.StreamResponse:
         answer = web.StreamResponse(status=response.code)
         answer.content_type = response.content_type
@@ -79,3 +98,13 @@ class Listener:
         finally:
             await stream.aclose()  # type: ignore[attr-defined]
         return answer
+
+
+async def _body(incoming: web.BaseRequest) -> bytes:
+    """The whole body, up to a little more than the API allows: past aiohttp's own limit of one MiB."""
+    parts = []
+    size = 0
+    while size <= _BODY_MAX and (part := await incoming.content.readany()):
+        parts.append(part)
+        size += len(part)
+    return b"".join(parts)

@@ -49,7 +49,7 @@ class Nodes:
         capacity: dict[str, Any] = {"cpu": cpu, "memory": memory, "pods": pods, "ephemeral-storage": "1Ti"}
         if gpus:
             capacity["nvidia.com/gpu"] = gpus
-        node = await self._inside.create(
+        return await self._inside.create(
             "nodes",
             {
                 "metadata": {"name": name, "labels": carried},
@@ -80,7 +80,6 @@ class Nodes:
                 },
             },
         )
-        return node
 
     def names(self) -> list[str]:
         """The names of all nodes."""

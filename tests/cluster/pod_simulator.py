@@ -66,7 +66,8 @@ class Pods:
     def _again(self, script: Script) -> None:
         for pod in self._inside.select("pods"):
             if script.fits(pod):
-                self._since.pop(_key(pod), None)
+                # What runs already does not start again first.
+                self._since[_key(pod)] = asyncio.get_running_loop().time() - self._start_s
                 self._queue.add(_key(pod))
 
     def _on_change(self, table: str, change: Change) -> None:
@@ -213,7 +214,8 @@ class Pods:
                     if found is None:
                         return f'{word} "{reference["name"]}" not found'
                     if reference["key"] not in {**found.get("data", {}), **found.get("binaryData", {})}:
-                        return f"couldn't find key {reference['key']} in {word.capitalize()} {namespace}/{reference['name']}"
+                        where = f"{word.capitalize()} {namespace}/{reference['name']}"
+                        return f"couldn't find key {reference['key']} in {where}"
         return ""
 
     async def _end(self, key: Key, pod: Object) -> float | None:

@@ -42,8 +42,9 @@ def _pod(obj: Object) -> Cells:
         reason = word or reason
     if "deletionTimestamp" in obj["metadata"]:
         reason = "Terminating"
-    return [f"{ready}/{len(spec.get('containers', ()))}", reason, str(restarts), _age(obj), status.get("podIP", "<none>"),
-            spec.get("nodeName", "<none>"), "<none>", "<none>"]  # fmt: skip
+    shown = f"{ready}/{len(spec.get('containers', ()))}"
+    where = [status.get("podIP", "<none>"), spec.get("nodeName", "<none>"), "<none>", "<none>"]
+    return [shown, reason, str(restarts), _age(obj), *where]
 
 
 def _service(obj: Object) -> Cells:

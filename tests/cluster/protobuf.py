@@ -15,8 +15,13 @@ from cluster.resource import Object
 MEDIA_TYPE = "application/vnd.kubernetes.protobuf"
 _MAGIC = b"k8s\x00"
 # number -> (field, how its bytes are read)
-_METADATA: dict[int, tuple[str, str]] = {1: ("name", "text"), 2: ("generateName", "text"), 3: ("namespace", "text"), 11: ("labels", "map"),
-             12: ("annotations", "map")}  # fmt: skip
+_METADATA: dict[int, tuple[str, str]] = {
+    1: ("name", "text"),
+    2: ("generateName", "text"),
+    3: ("namespace", "text"),
+    11: ("labels", "map"),
+    12: ("annotations", "map"),
+}
 _FIELDS: dict[str, dict[int, tuple[str, str]]] = {
     "Namespace": {1: ("metadata", "metadata")},
     "ServiceAccount": {1: ("metadata", "metadata")},

@@ -124,8 +124,8 @@ class RayClusters:
         status: Object = {
             "observedGeneration": generation,
             "desiredWorkerReplicas": desired,
-            "minWorkerReplicas": sum((group.get("minReplicas") or 0) * (group.get("numOfHosts") or 1) for group in groups),
-            "maxWorkerReplicas": min(sum((group.get("maxReplicas") or 0) * (group.get("numOfHosts") or 1) for group in groups), 2**31 - 1),
+            "minWorkerReplicas": _bound(groups, "minReplicas"),
+            "maxWorkerReplicas": min(_bound(groups, "maxReplicas"), 2**31 - 1),
             "readyWorkerReplicas": len(ready),
             "availableWorkerReplicas": sum(pod.get("status", {}).get("phase") == "Running" for pod in workers),
             "desiredCPU": _total(spec, "cpu"),
@@ -134,7 +134,7 @@ class RayClusters:
             "desiredTPU": "0",
             "conditions": _conditions(cluster, heads, head_ready, provisioned, problem, moment),
             "endpoints": {"client": "10001", "dashboard": "8265", "gcs-server": "6379", "metrics": "8080"},
-        }  # fmt: skip
+        }
         if heads:
             status["head"] = {
                 "podName": heads[0]["metadata"]["name"],
@@ -195,6 +195,10 @@ def _replicas(group: Object) -> int:
     low, high = group.get("minReplicas") or 0, group.get("maxReplicas")
     wanted = low if wanted is None else max(wanted, low)
     return int(min(wanted, high) if high is not None else wanted)
+
+
+def _bound(groups: list[Object], name: str) -> int:
+    return sum((group.get(name) or 0) * (group.get("numOfHosts") or 1) for group in groups)
 
 
 def _total(spec: Object, name: str) -> str:

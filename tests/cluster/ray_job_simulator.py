@@ -107,6 +107,7 @@ class RayJobs:
         name = f"{metadata['name']}-head-svc"
         if self._inside.get("services", metadata["namespace"], name) is None:
             await self._inside.create("services", head_service(job, cluster, name))
+        host = f"{cluster['metadata']['name']}-head-svc"
         await self._write(
             job,
             {
@@ -114,7 +115,7 @@ class RayJobs:
                 "jobStatus": "",
                 "jobId": job["spec"].get("jobId") or generated(f"{metadata['name']}-"),
                 "rayClusterName": cluster["metadata"]["name"],
-                "dashboardURL": f"{cluster['metadata']['name']}-head-svc.{metadata['namespace']}.svc.cluster.local:8265",
+                "dashboardURL": f"{host}.{metadata['namespace']}.svc.cluster.local:8265",
                 "startTime": (job.get("status") or {}).get("startTime") or now(),
                 "endTime": None,
             },
@@ -220,8 +221,9 @@ class RayJobs:
         metadata, spec = job["metadata"], job["spec"]
         if self._inside.get("jobs.batch", metadata["namespace"], metadata["name"]) is not None:
             return
-        container = {"name": "ray-job-submitter", "image": spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
-                     ["containers"][0]["image"], "command": ["/bin/bash", "-ce", "--", spec.get("entrypoint", "")]}  # fmt: skip
+        head = spec["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        command = ["/bin/bash", "-ce", "--", spec.get("entrypoint", "")]
+        container = {"name": "ray-job-submitter", "image": head["image"], "command": command}
         template = spec.get("submitterPodTemplate") or {"spec": {"containers": [container], "restartPolicy": "Never"}}
         await self._inside.create(
             "jobs.batch",
@@ -283,7 +285,8 @@ def _invalid(job: Object) -> str:
     if len(name) > 47:
         return f"The RayJob metadata is invalid: RayJob name should be no more than 47 characters: {name}"
     if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
-        return "The RayJob spec is invalid: a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
+        why = "a RayJob with shutdownAfterJobFinishes set to false is not allowed to be suspended"
+        return f"The RayJob spec is invalid: {why}"
     if spec.get("shutdownAfterJobFinishes") and spec.get("deletionStrategy"):
         return "The RayJob spec is invalid: shutdownAfterJobFinishes and deletionRules are mutually exclusive"
     return ""

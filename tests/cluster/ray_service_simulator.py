@@ -6,25 +6,18 @@ Transitions follow ray-operator/controllers/ray/rayservice_controller.go of v1.7
 """
 
 import asyncio
-import functools
-import hashlib
-import json
 from dataclasses import dataclass
-
-import yaml
 
 from cluster.call import now
 from cluster.inside import Inside, WorkQueue
-from cluster.metadata import generated
 from cluster.ray_cluster_simulator import CLUSTERS
-from cluster.ray_pod import condition, head_service, is_ready, owner_reference, serve_service
+from cluster.ray_pod import condition, head_service, is_ready, serve_service
+from cluster.ray_service_spec import HASH, OWNER, cluster_hash, parsed_config, spec_problem, wanted_cluster
 from cluster.resource import Object
 from cluster.store import Change, Key
 
 SERVICES = "rayservices.ray.io"
 FINALIZER = "ray.io/rayservice-finalizer"
-_HASH = "ray.io/hash-without-replicas-and-workers-to-delete"
-_OWNER = "ray.io/originated-from-cr-name"
 _DEPLOYMENT_STATUS = {"RUNNING": "HEALTHY", "DEPLOYING": "UPDATING", "NOT_STARTED": "UPDATING"}
 
 
@@ -78,7 +71,7 @@ class RayServices:
         elif (table == CLUSTERS and labels.get("ray.io/originated-from-crd") == "RayService") or (
             table == "endpointslices.discovery.k8s.io" and labels.get("ray.io/originated-from-crd") == "RayService"
         ):
-            self._queue.add((namespace, labels[_OWNER]))
+            self._queue.add((namespace, labels[OWNER]))
         elif table == "services":
             for reference in metadata.get("ownerReferences") or ():
                 if reference["kind"] == "RayService":
@@ -98,7 +91,7 @@ class RayServices:
             service = await self._inside.patch(SERVICES, service, {"metadata": {"finalizers": finalizers}})
             if service is None:
                 return None
-        problem = _invalid(service)
+        problem = spec_problem(service)
         if problem:
             await self._inside.record(service, "InvalidRayServiceSpec", problem, "Warning")
             await self._report(service, None, None, "ValidationFailed", problem)
@@ -122,14 +115,21 @@ class RayServices:
         done = not self._inside.owned(service, CLUSTERS)
         before = (service.get("status") or {}).get("conditions") or []
         moment, generation = now(), service["metadata"]["generation"]
-        conditions = [
-            condition(before, "Ready", False, "SuspendComplete" if done else "SuspendRequested", "", generation, moment),
-            condition(before, "Suspending", not done, "SuspendInProgress" if not done else "SuspendComplete", "", generation, moment),
-            condition(before, "Suspended", done, "SuspendComplete" if done else "SuspendInProgress", "", generation, moment),
-            condition(before, "UpgradeInProgress", False, "NoActiveCluster", "", generation, moment),
-        ]  # fmt: skip
-        await self._write(service, {"conditions": conditions, "activeServiceStatus": {}, "pendingServiceStatus": {},
-                                    "numServeEndpoints": 0, "serviceStatus": "", "observedGeneration": generation})  # fmt: skip
+        reasons = {
+            "Ready": (False, "SuspendComplete" if done else "SuspendRequested"),
+            "Suspending": (not done, "SuspendComplete" if done else "SuspendInProgress"),
+            "Suspended": (done, "SuspendComplete" if done else "SuspendInProgress"),
+            "UpgradeInProgress": (False, "NoActiveCluster"),
+        }
+        status = {
+            "conditions": [condition(before, kind, *why, "", generation, moment) for kind, why in reasons.items()],
+            "activeServiceStatus": {},
+            "pendingServiceStatus": {},
+            "numServeEndpoints": 0,
+            "serviceStatus": "",
+            "observedGeneration": generation,
+        }
+        await self._write(service, status)
         return None if done else 0.05
 
     async def _converge(self, service: Object) -> float | None:
@@ -138,17 +138,17 @@ class RayServices:
                     if "deletionTimestamp" not in one["metadata"]}  # fmt: skip
         active = clusters.get((status.get("activeServiceStatus") or {}).get("rayClusterName", ""))
         pending = clusters.get((status.get("pendingServiceStatus") or {}).get("rayClusterName", ""))
-        wanted = _cluster_hash(service["spec"]["rayClusterConfig"])
-        if pending is not None and pending["metadata"]["annotations"][_HASH] != wanted:
+        wanted = cluster_hash(service["spec"]["rayClusterConfig"])
+        if pending is not None and pending["metadata"]["annotations"][HASH] != wanted:
             await self._inside.delete(CLUSTERS, pending)
             pending = None
-        if active is not None and active["metadata"]["annotations"][_HASH] == wanted and pending is not None:
+        if active is not None and active["metadata"]["annotations"][HASH] == wanted and pending is not None:
             await self._inside.delete(CLUSTERS, pending)
             pending = None
         strategy = (service["spec"].get("upgradeStrategy") or {}).get("type", "NewCluster")
-        drifted = active is not None and active["metadata"]["annotations"][_HASH] != wanted
+        drifted = active is not None and active["metadata"]["annotations"][HASH] != wanted
         if pending is None and (active is None or (drifted and strategy != "None")):
-            pending = await self._inside.create(CLUSTERS, _cluster(service, wanted))
+            pending = await self._inside.create(CLUSTERS, wanted_cluster(service, wanted))
         elif active is not None and not drifted and pending is None:
             active = await self._scale(service, active)
         waits = []
@@ -208,7 +208,7 @@ class RayServices:
         elif status == "RUNNING" and not self._served(service, cluster):
             status, message = "UNHEALTHY", "The deployment is unhealthy: its replicas were lost."
         found = {}
-        for name, deployments in _parsed(submitted.config)[1]:
+        for name, deployments in parsed_config(submitted.config)[1]:
             one = {"status": _DEPLOYMENT_STATUS.get(status, status), "message": message}
             statuses = dict.fromkeys(deployments, one)
             found[name] = {"status": status, "message": message, "serveDeploymentStatuses": statuses}
@@ -301,67 +301,6 @@ class RayServices:
         before = service.get("status") or {}
         if any(before.get(key, {} if value == {} else None) != value for key, value in status.items()):
             await self._inside.replace_status(SERVICES, service, {**status, "lastUpdateTime": now()})
-
-
-def _cluster(service: Object, digest: str) -> Object:
-    metadata = service["metadata"]
-    annotations = {
-        **(metadata.get("annotations") or {}),
-        _HASH: digest,
-        "ray.io/num-worker-groups": str(len(service["spec"]["rayClusterConfig"].get("workerGroupSpecs") or ())),
-        "ray.io/kuberay-version": "1.7.0",
-        "ray.io/enable-serve-service": "false" if service["spec"].get("excludeHeadPodFromServeSvc") else "true",
-    }
-    annotations.pop("kubectl.kubernetes.io/last-applied-configuration", None)
-    labels = {**(metadata.get("labels") or {}), _OWNER: metadata["name"], "ray.io/originated-from-crd": "RayService"}
-    return {
-        "metadata": {
-            "name": generated(f"{metadata['name']}-"),
-            "namespace": metadata["namespace"],
-            "labels": labels,
-            "annotations": annotations,
-            "ownerReferences": [owner_reference(service)],
-        },
-        "spec": json.loads(json.dumps(service["spec"]["rayClusterConfig"])),
-    }
-
-
-def _cluster_hash(spec: Object) -> str:
-    """The hash of what needs a new cluster when it changes (utils/util.go, GenerateHashWithoutReplicas...)."""
-    muted = json.loads(json.dumps(spec))
-    muted.pop("upgradeStrategy", None)
-    for group in [muted["headGroupSpec"], *(muted.get("workerGroupSpecs") or ())]:
-        for key in ("replicas", "minReplicas", "maxReplicas"):
-            group.pop(key, None)
-        (group.get("scaleStrategy") or {}).pop("workersToDelete", None)
-        if not group.get("scaleStrategy"):
-            group.pop("scaleStrategy", None)
-        for key in ("tolerations", "schedulingGates"):
-            group["template"].get("spec", {}).pop(key, None)
-    return hashlib.sha1(json.dumps(muted, sort_keys=True).encode(), usedforsecurity=False).hexdigest()
-
-
-def _invalid(service: Object) -> str:
-    name = service["metadata"]["name"]
-    if len(name) > 47:
-        return f"The RayService metadata is invalid: RayService name should be no more than 47 characters: {name}"
-    problem, _ = _parsed(service["spec"].get("serveConfigV2", ""))
-    if problem:
-        return f"The RayService spec is invalid: serveConfigV2: {problem}"
-    for group in service["spec"]["rayClusterConfig"].get("workerGroupSpecs") or ():
-        if not service["spec"]["rayClusterConfig"].get("enableInTreeAutoscaling") and group.get("maxReplicas") is None:
-            return f"worker group {group['groupName']} is missing minReplicas or maxReplicas"
-    return ""
-
-
-@functools.lru_cache(maxsize=4096)
-def _parsed(config: str) -> tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]:
-    """What is wrong with a Serve config, and its applications with their deployments."""
-    try:
-        applications = (yaml.load(config, yaml.CSafeLoader) or {}).get("applications") or ()
-        return "", tuple((one["name"], tuple(d["name"] for d in one.get("deployments") or ())) for one in applications)
-    except (yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-        return str(error) or type(error).__name__, ()
 
 
 def _carries(pod: Object, labels: dict[str, str]) -> bool:

@@ -71,9 +71,10 @@ def _tolerated(taint: Object, tolerations: Iterable[Object]) -> bool:
         if one.get("key") in (None, ""):
             if one.get("operator") == "Exists":
                 return True
-        elif one["key"] == taint["key"]:
-            if one.get("operator", "Equal") == "Exists" or one.get("value", "") == taint.get("value", ""):
-                return True
+        elif one["key"] == taint["key"] and (
+            one.get("operator", "Equal") == "Exists" or one.get("value", "") == taint.get("value", "")
+        ):
+            return True
     return False
 
 

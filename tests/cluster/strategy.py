@@ -17,7 +17,9 @@ _FIRST_STATUS: dict[str, Any] = {
     "namespaces": lambda _: {"phase": "Active"},
     "services": lambda _: {"loadBalancer": {}},
     "persistentvolumeclaims": lambda _: {"phase": "Pending"},
-    "customresourcedefinitions": lambda _: {"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []},
+    "customresourcedefinitions": lambda _: {
+        "conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": [],
+    },
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ HANDLED = {"log", "binding", "eviction", "scale", "token", "proxy"}
 
 
 class Subresources:
-    """`logs` holds the text of containers by (namespace, pod, container, previous); `backends` where Services answer."""
+    """`logs` holds the text by (namespace, pod, container, previous), `backends` the URLs of Services."""
 
     def __init__(self, store: Store, verbs: Verbs, deletion: Deletion) -> None:
         self._store = store
@@ -104,8 +104,8 @@ class Subresources:
                 name = entry.object["metadata"]["name"]
                 healthy = entry.object.get("status", {}).get("currentHealthy", 0)
                 desired = entry.object.get("status", {}).get("desiredHealthy", 0)
-                cause = {"reason": "DisruptionBudget", "message": f"The disruption budget {name} needs {desired} healthy "
-                         f"pods and has {healthy} currently"}  # fmt: skip
+                text = f"The disruption budget {name} needs {desired} healthy pods and has {healthy} currently"
+                cause = {"reason": "DisruptionBudget", "message": text}
                 raise Failure(
                     "TooManyRequests",
                     "Cannot evict pod as it would violate the pod's disruption budget.",

@@ -144,7 +144,7 @@ def _has_format(name: str, value: str) -> bool:
         if name == "date-time":
             if not re.match(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d", value):
                 return False
-            datetime.fromisoformat(value.upper().replace("Z", "+00:00"))
+            datetime.fromisoformat(value.upper())
         elif name == "date":
             datetime.strptime(value, "%Y-%m-%d")
         elif name == "byte":

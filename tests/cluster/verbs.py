@@ -11,19 +11,19 @@ from typing import Any, NamedTuple, Protocol
 
 from cluster import failure
 from cluster.addresses import Addresses
+from cluster.apply_request import check_identity, checked_configuration
 from cluster.builtin_default import fill_builtin
 from cluster.builtin_validation import builtin_problems
 from cluster.call import Call, now
 from cluster.conversion import from_storage, to_storage
 from cluster.decoding import decode
-from cluster.failure import Failure, Problem
+from cluster.failure import Problem
 from cluster.managed_fields import Manager, Owners, applied, encode_owners, parse_owners, updated
 from cluster.metadata import carried_over, generated, metadata_problems
 from cluster.patch import JSON_PATCH, MERGE_PATCH, json_patched, merge_patched, strategic_merge_patched
 from cluster.resource import Object, Registry, Resource
 from cluster.store import Entry, Store
 from cluster.strategy import prepare_create, prepare_update, reset_fields
-from cluster.structural import prune
 from cluster.validation import MISSING, validate
 
 _ATTEMPTS = 10
@@ -32,8 +32,6 @@ _ENVELOPE = ("apiVersion", "kind", "metadata")
 _CONDITIONAL = {"leases", "customresourcedefinitions", "roles", "rolebindings", "clusterroles", "clusterrolebindings",
                 "poddisruptionbudgets", "validatingwebhookconfigurations", "mutatingwebhookconfigurations"}  # fmt: skip
 _CREATED_BY_UPDATE = {"leases", "services", "endpoints"}
-# The managers an apply writes under; `kubectl apply` names itself, and so must everybody.
-_MANAGER_REQUIRED = 'PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch'
 
 
 class Admission(Protocol):
@@ -86,9 +84,9 @@ class Verbs:
             )
         _check_namespace(call, obj)
         self._fill(resource, obj)
-        if resource.plural in _CREATED_BY_UPDATE and not resource.custom:
-            if self.store.get(resource.table, call.namespace, call.name) is None and not call.subresource:
-                return await self._create(call, obj, None)
+        creates = resource.plural in _CREATED_BY_UPDATE and not resource.custom and not call.subresource
+        if creates and self.store.get(resource.table, call.namespace, call.name) is None:
+            return await self._create(call, obj, None)
         if not obj["metadata"].get("resourceVersion") and (resource.custom or resource.plural in _CONDITIONAL):
             problem = Problem(
                 "metadata.resourceVersion", "FieldValueInvalid", "Invalid value: 0x0: must be specified for an update"
@@ -126,61 +124,18 @@ class Verbs:
 
     async def apply(self, call: Call, config: Any) -> tuple[Entry, bool]:
         """Server-side apply; True when it created the object."""
-        if not call.field_manager:
-            raise Failure(
-                "Invalid",
-                _MANAGER_REQUIRED,
-                details={
-                    "group": "meta.k8s.io",
-                    "kind": "PatchOptions",
-                    "causes": [
-                        {"reason": "FieldValueRequired", "message": "Required value: is required for apply patch",
-                         "field": "fieldManager"}
-                    ],
-                },
-            )  # fmt: skip
-        config = self._configuration(call, config)
+        config = checked_configuration(call, config)
         if self.store.get(call.resource.table, call.namespace, call.name) is None:
             if call.subresource or config["metadata"].get("uid"):
                 raise failure.not_found(call.resource, call.name)
             obj = self._decoded(call, json.loads(json.dumps(config)))
             return await self._create(call, obj, config), True
-        return await self._write(call, lambda old: self._applied(call, old, config)), False
 
-    def _configuration(self, call: Call, config: Any) -> Object:
-        resource = call.resource
-        if not isinstance(config, dict):
-            raise failure.bad_request("error decoding YAML: not an object")
-        metadata = config.setdefault("metadata", {}) or {}
-        if metadata.get("managedFields"):
-            raise failure.bad_request("metadata.managedFields must be nil")
-        if metadata.setdefault("name", call.name) != call.name:
-            raise failure.bad_request(
-                f"the name of the object ({metadata['name']}) does not match the name on the URL ({call.name})"
-            )
-        if resource.namespaced:
-            metadata.setdefault("namespace", call.namespace)
-        for key, wanted in (("apiVersion", resource.api_version), ("kind", resource.kind)):
-            if config.get(key) != wanted:
-                raise failure.bad_request(f"invalid object type: {config.get('apiVersion')}, Kind={config.get('kind')}")
-        copy = json.loads(json.dumps(config))
-        unknown = prune(resource.schema, copy) if resource.custom else decode(resource, copy)[1]
-        if unknown:
-            where = f"{call.namespace}/{call.name}" if call.namespace else f"/{call.name}"
-            kind = f"{resource.api_version}, Kind={resource.kind}"
-            fields = ", ".join(f".{one}: field not declared in schema" for one in unknown)
-            raise Failure("", f"failed to create typed patch object ({where}; {kind}): {fields}", code=500)
-        return config
+        def make(old: Object) -> Made:
+            check_identity(call, old, config)
+            return Made(from_storage(old, call.resource.api_version), config)
 
-    def _applied(self, call: Call, old: Object, config: Object) -> Made:
-        """Only checks what must fail before the merge; the merge itself needs the owners (see `_owned`)."""
-        metadata, before = config["metadata"], old["metadata"]
-        if metadata.get("uid") not in (None, before["uid"]):
-            why = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {before['uid']}"
-            raise failure.conflict(call.resource, call.name, why)
-        if metadata.get("resourceVersion") not in (None, "", before["resourceVersion"]):
-            raise failure.conflict(call.resource, call.name)
-        return Made(from_storage(old, call.resource.api_version), config)
+        return await self._write(call, make), False
 
     async def _create(self, call: Call, obj: Object, config: Object | None) -> Entry:
         resource, metadata = call.resource, obj["metadata"]
@@ -249,11 +204,11 @@ class Verbs:
         if call.dry_run:
             return Entry({**stored, "metadata": {**stored["metadata"]}}, current.revision)
         metadata = stored["metadata"]
-        if "deletionTimestamp" in metadata and not metadata.get("finalizers"):
-            if not metadata.get("deletionGracePeriodSeconds") and not _holds_namespace(stored):
-                # The write that takes the last finalizer away deletes; watches see the object as it was before.
-                self.store.remove(call.resource.table, current.key)
-                return Entry(stored, self.store.revision)
+        free = not metadata.get("finalizers") and not metadata.get("deletionGracePeriodSeconds")
+        if "deletionTimestamp" in metadata and free and not _holds_namespace(stored):
+            # The write that takes the last finalizer away deletes; watches see the object as it was before.
+            self.store.remove(call.resource.table, current.key)
+            return Entry(stored, self.store.revision)
         entry = self.store.put(call.resource.table, stored)
         entry.managed = owners
         return entry

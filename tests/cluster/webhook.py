@@ -91,7 +91,7 @@ def selects(hook: Object, call: Call, namespace_labels: Mapping[str, str], objec
 
 
 def conditions_hold(hook: Object, review: Review) -> bool:
-    """Whether the webhook's matchConditions, if any, all hold. Raises Failure or Unreachable when one cannot be told."""
+    """Whether the webhook's matchConditions, if any, all hold. Raises Unreachable when one cannot be told."""
     variables = {
         "object": cel.plain(review.obj),
         "oldObject": cel.plain(review.old),

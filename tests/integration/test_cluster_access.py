@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused
 from cluster.server import TestCluster
 
@@ -56,7 +57,7 @@ def test_a_cluster_role_allows_its_verbs_everywhere(robot: Client, simulated: Te
     rules = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list", "get", "create"]}]
     grant(simulated.client, "ClusterRole", "maps", rules)
     robot.create(a_map("m"))
-    assert [one["metadata"]["name"] for one in robot.list("v1", "ConfigMap")] == ["m"]
+    assert "m" in [one["metadata"]["name"] for one in robot.list("v1", "ConfigMap")]
     assert "cannot delete" in forbidden(lambda: robot.delete(a_map("m")))
     assert 'cannot patch resource "configmaps"' in forbidden(lambda: robot.patch(a_map("m"), {"data": {"a": "b"}}))
 
@@ -91,7 +92,8 @@ def test_an_apply_that_creates_needs_both_verbs(robot: Client, simulated: TestCl
 
 
 def test_access_reviews_tell_the_same(robot: Client, simulated: TestCluster) -> None:
-    grant(simulated.client, "ClusterRole", "maps", [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}])
+    rules = [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["list"]}]
+    grant(simulated.client, "ClusterRole", "maps", rules)
 
     def may(verb: str) -> bool:
         review = {

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster.client import Client, Refused
-from cluster.server import TestCluster
-from cluster.widget import a_widget
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from cluster.client import Client, Refused
+from cluster.server import TestCluster
+from cluster.widget import a_widget
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -69,7 +70,8 @@ class Webhook:
                 request = json.loads(body)["request"]
                 outer.requests.append(request)
                 response = {"uid": request["uid"], **outer.answer(request)}
-                text = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+                envelope = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview"}
+                text = json.dumps({**envelope, "response": response})
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
@@ -84,7 +86,7 @@ class Webhook:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(path)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
 

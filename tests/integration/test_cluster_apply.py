@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused
 from cluster.fixture import Cluster
 from cluster.widget import a_widget
@@ -48,9 +49,7 @@ def test_a_conflict_names_manager_and_field(widgets: Client, cluster: Cluster) -
     assert caught.value.status["details"]["causes"] == causes
     with pytest.raises(Refused) as caught:
         widgets.apply(a_widget(namespace=cluster.namespace, size={"unit": "cm", "count": 3, "note": "m"}), "two")
-    assert caught.value.message == (
-        'Apply failed with 2 conflicts: conflicts with "one":\n- .size.count\n- .size.note'
-    )
+    assert caught.value.message == ('Apply failed with 2 conflicts: conflicts with "one":\n- .size.count\n- .size.note')
 
 
 def test_a_conflict_with_an_update_names_version_and_time(widgets: Client, cluster: Cluster) -> None:
@@ -83,7 +82,7 @@ def test_equal_values_are_owned_together(widgets: Client, cluster: Cluster) -> N
 def test_fields_no_longer_applied_are_removed_and_others_stay(widgets: Client, cluster: Cluster) -> None:
     widgets.apply(a_widget(namespace=cluster.namespace, tags=["a", "b"], parts=[{"name": "x"}, {"name": "y"}]), "one")
     made = widgets.apply(
-        {**a_widget(namespace=cluster.namespace), "size": {"unit": "cm"}, "tags": ["c"], "parts": [{"name": "z"}]}, "two"
+        a_widget(namespace=cluster.namespace, size={"unit": "cm"}, tags=["c"], parts=[{"name": "z"}]), "two"
     )
     assert [part["name"] for part in made["parts"]] == ["x", "y", "z"]
     slim = widgets.apply(a_widget(namespace=cluster.namespace, tags=["b"], parts=[{"name": "y"}]), "one")

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused
 from cluster.server import TestCluster
 from cluster.widget import a_widget
@@ -47,7 +48,7 @@ def test_a_fault_can_pick_one_object_or_one_client(widgets: Client, simulated: T
 def test_connections_can_be_broken(widgets: Client, simulated: TestCluster) -> None:
     simulated.fail(verb="get", resource="widgets", drop=True)
     path = widgets.path("test.kaito-ray.io/v1", "Widget", "default", "w")
-    with pytest.raises(Exception, match="(?i)connection|aborted|remote end|max retries"):
+    with pytest.raises(Exception, match=r"(?i)connection|aborted|remote end|max retries"):
         widgets.request("GET", path)
 
 

@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused
 from cluster.fixture import Cluster
 
@@ -67,7 +68,8 @@ def test_foreground_deletion_waits_for_the_dependents(cluster: Cluster) -> None:
     client.create(child)
     client.delete(owner, propagationPolicy="Foreground")
     client.wait(
-        lambda: client.get("v1", "ConfigMap", "child", namespace)["metadata"], lambda found: "deletionTimestamp" in found
+        lambda: client.get("v1", "ConfigMap", "child", namespace)["metadata"],
+        lambda found: "deletionTimestamp" in found,
     )
     waiting = client.get("v1", "ConfigMap", "owner", namespace)["metadata"]
     assert waiting["finalizers"] == ["foregroundDeletion"]
@@ -86,7 +88,8 @@ def test_orphaned_dependents_stay(cluster: Cluster) -> None:
 
 def test_a_namespace_takes_everything_along_and_lets_nothing_new_in(cluster: Cluster) -> None:
     client = cluster.client
-    namespace = client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": "kaito-ray-gone-"}})
+    metadata = {"generateName": "kaito-ray-gone-"}
+    namespace = client.create({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
     name = namespace["metadata"]["name"]
     held = a_map(name, "held")
     held["metadata"]["finalizers"] = ["test.kaito-ray.io/hold"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import kopf
 import pytest
+
 from cluster.client import Client
 from cluster.fixture import Cluster
 from cluster.server import TestCluster
@@ -38,7 +39,7 @@ def a_registry(seen: Seen) -> kopf.OperatorRegistry:
         kopf.info(body, reason="Made", message="a widget was made")
 
     @kopf.on.update("test.kaito-ray.io", "v1", "widgets", field="size.count", registry=registry)
-    def updated(name: str, old: int, new: int, patch: kopf.Patch, **_: Any) -> None:
+    def updated(name: str, old: Any, new: Any, patch: kopf.Patch, **_: Any) -> None:
         seen.append(("update", name, old, new))
         patch.status["state"] = f"count {new}"
 
@@ -102,9 +103,7 @@ def test_handlers_fire_once_and_status_arrives(
     assert any(one["involvedObject"]["name"] == "w" for one in events)
 
 
-def test_an_operator_resumes_what_it_finds(
-    widgets: Client, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_operator_resumes_what_it_finds(widgets: Client, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Seen = []
     with operator(cluster, seen, monkeypatch):
         widgets.create(a_widget(namespace=cluster.namespace))

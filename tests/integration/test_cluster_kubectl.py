@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cluster.client import Client
 from cluster.fixture import Cluster, Kubectl
 from cluster.server import TestCluster
@@ -34,7 +35,8 @@ def test_apply_of_core_kinds_merges_by_key(cluster: Cluster, kubectl: Kubectl) -
     kubectl("apply", "-f", "-", stdin=manifest)
     kubectl("set", "env", "deployment/d", "EXTRA=1")
     kubectl("apply", "-f", "-", stdin=manifest.replace("image: a:1", "image: a:2"))
-    container = cluster.client.get("apps/v1", "Deployment", "d", cluster.namespace)["spec"]["template"]["spec"]["containers"][0]
+    spec = cluster.client.get("apps/v1", "Deployment", "d", cluster.namespace)["spec"]["template"]["spec"]
+    (container,) = spec["containers"]
     assert container["image"] == "a:2"
     assert container["env"] == [{"name": "EXTRA", "value": "1"}]
     assert "deployment.apps/d scaled" in kubectl("scale", "deployment/d", "--replicas=3")
@@ -60,7 +62,8 @@ def test_a_deprecated_version_warns(widgets: Client, kubectl: Kubectl) -> None:
 
 def test_server_side_apply_with_conflict(widgets: Client, kubectl: Kubectl) -> None:
     del widgets
-    assert "serverside-applied" in kubectl("apply", "--server-side", "-f", "-", stdin=text(a_widget(size={"unit": "cm", "count": 2})))
+    first = text(a_widget(size={"unit": "cm", "count": 2}))
+    assert "serverside-applied" in kubectl("apply", "--server-side", "-f", "-", stdin=first)
     other = text(a_widget(size={"unit": "cm", "count": 3}))
     refused = kubectl("apply", "--server-side", "--field-manager=other", "-f", "-", stdin=other, fails=True)
     assert 'Apply failed with 1 conflict: conflict with "kubectl": .size.count' in refused
@@ -104,7 +107,8 @@ def test_services_print_as_the_documents_show(cluster: Cluster, kubectl: Kubectl
 def test_describe_shows_status_and_events(widgets: Client, cluster: Cluster, kubectl: Kubectl) -> None:
     made = widgets.create(a_widget(namespace=cluster.namespace))
     widgets.patch(made, {"status": {"state": "fine"}}, subresource="status")
-    about = {"apiVersion": made["apiVersion"], "kind": "Widget", **{k: made["metadata"][k] for k in ("name", "namespace", "uid")}}
+    identity = {key: made["metadata"][key] for key in ("name", "namespace", "uid")}
+    about = {"apiVersion": made["apiVersion"], "kind": "Widget", **identity}
     event = {
         "apiVersion": "v1",
         "kind": "Event",
@@ -212,7 +216,8 @@ def test_diff_shows_what_apply_would_change(widgets: Client, kubectl: Kubectl) -
         pytest.skip("diff is not installed")
     kubectl("apply", "-f", "-", stdin=text(a_widget()))
     assert kubectl("diff", "-f", "-", stdin=text(a_widget())) == ""
-    assert "+  count: 4" in kubectl("diff", "-f", "-", stdin=text(a_widget(size={"unit": "cm", "count": 4})), fails=True)
+    larger = text(a_widget(size={"unit": "cm", "count": 4}))
+    assert "+  count: 4" in kubectl("diff", "-f", "-", stdin=larger, fails=True)
 
 
 def test_pods_and_nodes_print_as_usual(simulated: TestCluster, kubectl: Kubectl) -> None:

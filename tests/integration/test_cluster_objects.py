@@ -5,12 +5,13 @@ import re
 from typing import Any
 
 import pytest
-from cluster.client import Client, Refused
-from cluster.fixture import Cluster
-from cluster.widget import a_widget
 from kubernetes import client as kubernetes_client
 from kubernetes import config
 from kubernetes.client.exceptions import ApiException
+
+from cluster.client import Client, Refused
+from cluster.fixture import Cluster
+from cluster.widget import a_widget
 
 
 def a_map(namespace: str, name: str = "m", **data: str) -> dict[str, Any]:
@@ -34,8 +35,7 @@ def refusal(action: Any) -> Refused:
 
 
 def test_the_official_client_creates_reads_lists_and_deletes(cluster: Cluster) -> None:
-    config.load_kube_config(str(cluster.kubeconfig))
-    core = kubernetes_client.CoreV1Api()
+    core: Any = kubernetes_client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))  # type: ignore[no-untyped-call]
     made = core.create_namespaced_config_map(cluster.namespace, a_map(cluster.namespace, a="1"))
     assert made.metadata.uid
     assert made.metadata.creation_timestamp.tzinfo is not None
@@ -53,9 +53,9 @@ async def test_the_async_client_works_too(cluster: Cluster) -> None:
     from kubernetes.aio import config as aio_config
 
     settings = aio.Configuration()
-    await aio_config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)
+    await aio_config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
     async with aio.ApiClient(settings) as api:
-        core = aio.CoreV1Api(api)
+        core: Any = aio.CoreV1Api(api)
         await core.create_namespaced_config_map(cluster.namespace, a_map(cluster.namespace, a="1"))
         patched = await core.patch_namespaced_config_map("m", cluster.namespace, {"data": {"b": "2"}})
         assert patched.data == {"a": "1", "b": "2"}
@@ -96,11 +96,14 @@ def test_a_group_that_is_not_served_answers_plain_404(cluster: Cluster) -> None:
         ({**a_map(""), "metadata": {"name": "a" * 254}}, "must be no more than 253 bytes"),
         ({**a_map(""), "metadata": {"name": "a", "labels": {"a": "b c"}}}, "a valid label must be an empty string or"),
         ({**a_map(""), "metadata": {"name": "a", "labels": {"a": "b" * 64}}}, "must be no more than 63 bytes"),
-        ({**a_map(""), "metadata": {"name": "a", "annotations": {"a": "b" * 262_145}}}, "Too long: may not be more than"),
+        ({**a_map(""), "metadata": {"name": "a", "annotations": {"a": "b" * 262_145}}}, "Too long: may not be"),
         (a_map("", **{"a/b": "1"}), 'data[a/b]: Invalid value: "a/b": a valid config key must consist of'),
         (a_pod("", containers=[]), "spec.containers: Required value"),
         (a_pod("", containers=[{"name": "c"}]), "spec.containers[0].image: Required value"),
-        (a_pod("", restartPolicy="Sometimes"), 'spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never"'),
+        (
+            a_pod("", restartPolicy="Sometimes"),
+            'spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never"',
+        ),
         (
             a_pod("", containers=[{"name": "c", "image": "i", "resources": {"requests": {"nvidia.com/gpu": 1}}}]),
             "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
@@ -166,7 +169,8 @@ def test_status_and_the_rest_are_written_apart(widgets: Client, cluster: Cluster
 
 
 def test_generate_name_makes_distinct_names(cluster: Cluster) -> None:
-    seed = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "gen-", "namespace": cluster.namespace}}
+    metadata = {"generateName": "gen-", "namespace": cluster.namespace}
+    seed = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
     names = {cluster.client.create(seed)["metadata"]["name"] for _ in range(5)}
     assert len(names) == 5
     assert all(re.fullmatch(r"gen-[bcdfghjklmnpqrstvwxz2456789]{5}", name) for name in names)
@@ -198,7 +202,8 @@ def test_defaults_are_filled_in_and_quantities_made_canonical(cluster: Cluster) 
     spec = cluster.client.create(service)["spec"]
     assert spec["ports"] == [{**port, "protocol": "TCP"}]
     assert spec["clusterIPs"] == [spec["clusterIP"]]
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "s", "namespace": cluster.namespace}, "stringData": {"a": "b"}}  # fmt: skip  # noqa: E501
+    metadata = {"name": "s", "namespace": cluster.namespace}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"a": "b"}}
     made = cluster.client.create(secret)
     assert (made["data"], made["type"], "stringData" in made) == ({"a": "Yg=="}, "Opaque", False)
 
@@ -210,7 +215,8 @@ def test_finalizers_hold_an_object_until_they_are_taken_away(widgets: Client, cl
     held = widgets.delete(made)
     assert held["metadata"]["deletionTimestamp"]
     assert held["metadata"]["generation"] == made["metadata"]["generation"] + 1
-    added = refusal(lambda: widgets.patch(made, {"metadata": {"finalizers": ["test.kaito-ray.io/hold", "a.example/b"]}}))
+    two = {"metadata": {"finalizers": ["test.kaito-ray.io/hold", "a.example/b"]}}
+    added = refusal(lambda: widgets.patch(made, two))
     assert "no new finalizers can be added if the object is being deleted" in added.message
     widgets.patch(made, {"metadata": {"finalizers": []}})
     assert widgets.find(made["apiVersion"], made["kind"], "w", cluster.namespace) is None
@@ -265,7 +271,8 @@ def test_lists_come_in_pages(cluster: Cluster) -> None:
     ],
 )
 def test_label_selectors(cluster: Cluster, selector: str, names: list[str]) -> None:
-    for name, labels in (("one", {"app": "a", "tier": "x"}), ("two", {"app": "b", "tier": "x"}), ("three", {"app": "c"})):
+    labelled = {"one": {"app": "a", "tier": "x"}, "two": {"app": "b", "tier": "x"}, "three": {"app": "c"}}
+    for name, labels in labelled.items():
         obj = a_map(cluster.namespace, name)
         obj["metadata"]["labels"] = {**labels, "test": "selectors"}
         cluster.client.create(obj)

@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused
 from cluster.fixture import Cluster
 from cluster.widget import a_widget

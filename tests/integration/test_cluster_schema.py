@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+
 from cluster.client import Client, Refused, condition_of
 from cluster.fixture import Cluster
 from cluster.widget import DEFINITION, a_widget
@@ -39,17 +40,45 @@ def test_nulls_of_fields_that_cannot_be_null_are_dropped(widgets: Client, cluste
     ("parts", "message", "reason"),
     [
         ({"size": {}}, "size.unit: Required value", "FieldValueRequired"),
-        ({"size": {"unit": "ell"}}, 'size.unit: Unsupported value: "ell": supported values: "cm", "inch"', "FieldValueNotSupported"),
-        ({"size": {"unit": "cm", "count": 10}}, "size.count: Invalid value: 10: size.count in body should be less than or equal to 9", "FieldValueInvalid"),
-        ({"size": {"unit": "cm", "count": "1"}}, 'size.count: Invalid value: "string": size.count in body must be of type integer: "string"', "FieldValueTypeInvalid"),
-        ({"size": {"unit": "cm", "weight": []}}, 'size.weight in body must be of type integer,string: "array"', "FieldValueTypeInvalid"),
-        ({"size": {"unit": "cm", "note": "far too long"}}, "size.note: Too long: may not be more than 8 bytes", "FieldValueTooLong"),
-        ({"left": None, "right": {"name": "A"}}, "right.name: Invalid value: \"A\": right.name in body should match '^[a-z]+$'", "FieldValueInvalid"),
+        (
+            {"size": {"unit": "ell"}},
+            'size.unit: Unsupported value: "ell": supported values: "cm", "inch"',
+            "FieldValueNotSupported",
+        ),
+        (
+            {"size": {"unit": "cm", "count": 10}},
+            "size.count: Invalid value: 10: size.count in body should be less than or equal to 9",
+            "FieldValueInvalid",
+        ),
+        (
+            {"size": {"unit": "cm", "count": "1"}},
+            'size.count: Invalid value: "string": size.count in body must be of type integer: "string"',
+            "FieldValueTypeInvalid",
+        ),
+        (
+            {"size": {"unit": "cm", "weight": []}},
+            'size.weight in body must be of type integer,string: "array"',
+            "FieldValueTypeInvalid",
+        ),
+        (
+            {"size": {"unit": "cm", "note": "far too long"}},
+            "size.note: Too long: may not be more than 8 bytes",
+            "FieldValueTooLong",
+        ),
+        (
+            {"left": None, "right": {"name": "A"}},
+            "right.name: Invalid value: \"A\": right.name in body should match '^[a-z]+$'",
+            "FieldValueInvalid",
+        ),
         ({"parts": [{"name": "a"}, {"name": "a"}]}, 'parts[1]: Duplicate value: {"name":"a"}', "FieldValueDuplicate"),
-        ({"parts": [{"name": str(n)} for n in range(5)]}, "parts: Too many: 5: must have at most 4 items", "FieldValueTooMany"),
+        (
+            {"parts": [{"name": str(n)} for n in range(5)]},
+            "parts: Too many: 5: must have at most 4 items",
+            "FieldValueTooMany",
+        ),
         ({"tags": ["a", "a"]}, 'tags[1]: Duplicate value: "a"', "FieldValueDuplicate"),
     ],
-)  # fmt: skip
+)
 def test_violations_are_refused_with_kubernetes_words(
     widgets: Client, cluster: Cluster, parts: Mapping[str, Any], message: str, reason: str
 ) -> None:
@@ -156,4 +185,5 @@ def test_the_workspace_definition_of_the_project_is_served(ray_cluster: Cluster)
     turned = refusal(lambda: ray_cluster.client.patch(made, {"inference": None, "tuning": tuning}))
     assert "inference cannot be turned into tuning or back" in turned.message
     both = {**workspace, "metadata": {"name": "both", "namespace": ray_cluster.namespace}, "tuning": tuning}
-    assert "exactly one of inference and tuning must be given" in refusal(lambda: ray_cluster.client.create(both)).message
+    refused = refusal(lambda: ray_cluster.client.create(both))
+    assert "exactly one of inference and tuning must be given" in refused.message

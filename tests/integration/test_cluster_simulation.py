@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from cluster.client import Client, condition_of
 from cluster.container_state import Script
 from cluster.fixture import Cluster
@@ -25,7 +26,8 @@ def a_ray_cluster(image: str = "ray:1", replicas: int = 1, hosts: int = 1) -> di
     worker["spec"]["containers"][0]["image"] = image
     group = {"groupName": "workers", "replicas": replicas, "minReplicas": 0, "maxReplicas": 8, "numOfHosts": hosts,
              "rayStartParams": {}, "template": worker}  # fmt: skip
-    return {"rayVersion": "2.60.0", "headGroupSpec": {"rayStartParams": {}, "template": head}, "workerGroupSpecs": [group]}
+    head_group = {"rayStartParams": {}, "template": head}
+    return {"rayVersion": "2.60.0", "headGroupSpec": head_group, "workerGroupSpecs": [group]}
 
 
 def a_service(cluster: dict[str, Any] | None = None, adapters: tuple[str, ...] = (), **spec: Any) -> dict[str, Any]:
@@ -54,7 +56,12 @@ def a_job(name: str = "tune", **spec: Any) -> dict[str, Any]:
         "apiVersion": RAY,
         "kind": "RayJob",
         "metadata": {"name": name, "namespace": "default"},
-        "spec": {"entrypoint": "python -m tune", "submissionMode": "HTTPMode", "rayClusterSpec": a_ray_cluster(), **spec},
+        "spec": {
+            "entrypoint": "python -m tune",
+            "submissionMode": "HTTPMode",
+            "rayClusterSpec": a_ray_cluster(),
+            **spec,
+        },
     }
 
 
@@ -73,9 +80,11 @@ def status_of(client: Client, obj: dict[str, Any]) -> dict[str, Any]:
 def wait_ready(client: Client, obj: dict[str, Any]) -> dict[str, Any]:
     status: dict[str, Any] = client.wait(
         lambda: status_of(client, obj),
-        lambda found: condition_of({"status": found}, "Ready") == "True"
-        and condition_of({"status": found}, "UpgradeInProgress") == "False"
-        and found["observedGeneration"] == found["generation"],
+        lambda found: (
+            condition_of({"status": found}, "Ready") == "True"
+            and condition_of({"status": found}, "UpgradeInProgress") == "False"
+            and found["observedGeneration"] == found["generation"]
+        ),
     )
     return status
 
@@ -108,7 +117,8 @@ def test_a_ray_service_becomes_ready_with_its_service(client: Client) -> None:
 def test_the_serve_config_changes_in_place(client: Client) -> None:
     client.create(a_service())
     before = wait_ready(client, a_service())
-    changed = client.patch(a_service(), {"spec": {"serveConfigV2": a_service(adapters=("a",))["spec"]["serveConfigV2"]}})
+    config = a_service(adapters=("a",))["spec"]["serveConfigV2"]
+    changed = client.patch(a_service(), {"spec": {"serveConfigV2": config}})
     after = wait_ready(client, changed)
     assert after["activeServiceStatus"]["rayClusterName"] == before["activeServiceStatus"]["rayClusterName"]
     assert len(client.list(RAY, "RayCluster", "default")) == 1
@@ -119,7 +129,8 @@ def test_another_image_brings_up_a_second_cluster_first(client: Client) -> None:
     before = wait_ready(client, a_service())
     client.patch(a_service(), {"spec": {"rayClusterConfig": a_ray_cluster("ray:2")}})
     client.wait(
-        lambda: status_of(client, a_service()), lambda found: condition_of({"status": found}, "UpgradeInProgress") == "True"
+        lambda: status_of(client, a_service()),
+        lambda found: condition_of({"status": found}, "UpgradeInProgress") == "True",
     )
     assert condition_of({"status": status_of(client, a_service())}, "Ready") == "True"
     after = wait_ready(client, a_service())
@@ -162,8 +173,10 @@ def test_a_failing_application_says_why_and_gets_no_service(client: Client, simu
     client.create(a_service())
     status = client.wait(
         lambda: status_of(client, a_service()),
-        lambda found: "chat" in ((found.get("pendingServiceStatus") or {}).get("applicationStatuses") or {})
-        and found["pendingServiceStatus"]["applicationStatuses"]["chat"]["status"] == "DEPLOY_FAILED",
+        lambda found: (
+            "chat" in ((found.get("pendingServiceStatus") or {}).get("applicationStatuses") or {})
+            and found["pendingServiceStatus"]["applicationStatuses"]["chat"]["status"] == "DEPLOY_FAILED"
+        ),
     )
     assert status["pendingServiceStatus"]["applicationStatuses"]["chat"]["message"] == "CUDA out of memory"
     assert condition_of({"status": status}, "Ready") == "False"
@@ -243,9 +256,10 @@ def test_gpus_appear_with_the_device_plugin(client: Client, simulated: TestClust
 def test_refused_pods_show_as_replica_failure(client: Client, simulated: TestCluster) -> None:
     del simulated
     broken = a_ray_cluster()
-    broken["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
-    cluster = {"apiVersion": RAY, "kind": "RayCluster", "metadata": {"name": "c", "namespace": "default"}, "spec": broken}
-    client.create(cluster)
+    (container,) = broken["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    container["volumeMounts"] = [{"name": "v", "mountPath": "/v"}]
+    metadata = {"name": "c", "namespace": "default"}
+    client.create({"apiVersion": RAY, "kind": "RayCluster", "metadata": metadata, "spec": broken})
     found = client.wait(
         lambda: client.get(RAY, "RayCluster", "c", "default"), lambda one: condition_of(one, "ReplicaFailure") == "True"
     )

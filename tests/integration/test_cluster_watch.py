@@ -11,12 +11,13 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 import pytest
+from kubernetes import client as kubernetes_client
+from kubernetes import config, watch
+
 from cluster.client import Client
 from cluster.fixture import Cluster
 from cluster.server import TestCluster
 from cluster.widget import a_widget
-from kubernetes import client as kubernetes_client
-from kubernetes import config, watch
 
 
 @contextlib.contextmanager
@@ -49,8 +50,7 @@ def path(widgets: Client, simulated: TestCluster) -> str:
 
 
 def test_the_official_client_watches_from_a_list_on(widgets: Client, cluster: Cluster) -> None:
-    config.load_kube_config(str(cluster.kubeconfig))
-    core = kubernetes_client.CoreV1Api()
+    core: Any = kubernetes_client.CoreV1Api(config.new_client_from_config(str(cluster.kubeconfig)))  # type: ignore[no-untyped-call]
     before = core.list_namespaced_config_map(cluster.namespace)
 
     def change() -> None:
@@ -61,7 +61,8 @@ def test_the_official_client_watches_from_a_list_on(widgets: Client, cluster: Cl
 
     threading.Thread(target=change).start()
     seen = []
-    for event in watch.Watch().stream(
+    stream_of: Any = watch.Watch()  # type: ignore[no-untyped-call]
+    for event in stream_of.stream(
         core.list_namespaced_config_map,
         cluster.namespace,
         resource_version=before.metadata.resource_version,
@@ -74,7 +75,9 @@ def test_the_official_client_watches_from_a_list_on(widgets: Client, cluster: Cl
     assert seen == ["ADDED", "MODIFIED", "DELETED"]
 
 
-def test_a_watch_without_a_version_starts_with_what_is_there(widgets: Client, simulated: TestCluster, path: str) -> None:
+def test_a_watch_without_a_version_starts_with_what_is_there(
+    widgets: Client, simulated: TestCluster, path: str
+) -> None:
     widgets.create(a_widget("a"))
     widgets.create(a_widget("b"))
     seen = all_of(simulated, path, timeoutSeconds=1)
@@ -107,7 +110,9 @@ def test_an_object_that_leaves_the_selector_is_deleted_for_the_watch(
     assert seen[0]["object"]["metadata"]["labels"] == {"app": "x"}, "the last state the watch knew"
 
 
-def test_bookmarks_come_when_allowed_and_carry_only_a_version(widgets: Client, simulated: TestCluster, path: str) -> None:
+def test_bookmarks_come_when_allowed_and_carry_only_a_version(
+    widgets: Client, simulated: TestCluster, path: str
+) -> None:
     made = widgets.create(a_widget("a"))
     version = made["metadata"]["resourceVersion"]
     plain = all_of(simulated, path, resourceVersion=version, timeoutSeconds=1)
@@ -195,7 +200,7 @@ def test_hundreds_of_changes_arrive_in_order(widgets: Client, simulated: TestClu
     assert seen[:-1] == [(number + 1) % 9 + 1 for number in range(200)]
 
 
-def test_a_list_from_the_future_times_out(widgets: Client, simulated: TestCluster, path: str) -> None:
+def test_a_list_from_the_future_times_out(simulated: TestCluster, path: str) -> None:
     started = time.monotonic()
     connection = http.client.HTTPConnection(urlsplit(simulated.url).netloc, timeout=10)
     connection.request("GET", f"{path}?resourceVersion=999999999")
