@@ -39,6 +39,7 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
         # One thread per two cores and at most Serve's four: with more, proxy threads take the engine's cores.
         "RAY_SERVE_HAPROXY_NBTHREAD": str(max(1, min(4, cpus // 2))),
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_apps.front:middlewares",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ray would run the engine at nice 15, last in line behind everything else on the node.

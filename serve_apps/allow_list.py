@@ -9,20 +9,16 @@ within limits of size and time, before it counts as work: a slow or endless send
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable
+from typing import NamedTuple
 
 from prometheus_client import Counter
 from starlette.routing import Route as StarletteRoute
 from starlette.routing import Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_apps.api_keys import ApiKeys
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+from serve_apps.front import UNWATCHED
 
 
 class Route(NamedTuple):
@@ -54,6 +50,7 @@ MAX_BODY_BYTES = 8 * 1024 * 1024
 MAX_BUFFERED_BYTES = 32 * MAX_BODY_BYTES
 """Of all bodies still being received, together."""
 BODY_TIMEOUT_S = 30.0
+_NOTICE_S = 5.0
 
 # Compared with the path as it came over the wire, so that no other spelling of an allowed path is one.
 _TABLE = {(route.method, route.path.encode()): route for route in ROUTES}
@@ -92,7 +89,7 @@ class QueueLimit:
 class AllowList:
     """The ASGI application in front of `app`."""
 
-    def __init__(self, app: Asgi, *, queue: QueueLimit, keys: ApiKeys | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, queue: QueueLimit, keys: ApiKeys | None = None) -> None:
         self._app = app
         self._queue = queue
         self._keys = keys
@@ -154,7 +151,8 @@ class AllowList:
             return
         queue.enter()
         try:
-            await self._app(scope, _replay(body, receive), send)
+            answer = self._app(scope, _replay(body, receive), send)
+            await (answer if UNWATCHED in scope else _told_not_cancelled(answer))
         finally:
             queue.leave()
 
@@ -212,6 +210,17 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return replay
+
+
+async def _told_not_cancelled(answer: Awaitable[None]) -> None:
+    """Where Serve cancels a request because its client has left: let the ASGI message end it (serve_apps/front.py)."""
+    task = asyncio.ensure_future(answer)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_NOTICE_S)
+        task.cancel()
+        raise
 
 
 async def _refuse(

@@ -14,6 +14,7 @@ import pytest
 from serve_apps import allow_list
 from serve_apps.allow_list import MAX_BODY_BYTES, ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
+from serve_apps.front import middlewares
 
 KEY = "sk-correct"
 
@@ -357,3 +358,47 @@ async def test_a_request_that_fails_gives_its_place_back() -> None:
     for _ in range(3):
         with pytest.raises(RuntimeError):
             await ask(app, "POST", "/chat")
+
+
+@pytest.mark.parametrize("unwatched", [True, False])
+async def test_the_app_is_told_that_its_client_left(unwatched: bool) -> None:
+    """As Serve does it where it watches: the message is there, and the request is cancelled at once."""
+    gone, started = asyncio.Event(), asyncio.Event()
+    told: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+        await receive()
+        started.set()
+        told.append(await receive())
+
+    async def receive() -> Any:
+        if started.is_set():
+            await gone.wait()
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b"{}"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/chat", "raw_path": b"/chat", "headers": []}
+    if unwatched:
+        await front_middleware(scope)
+    request = asyncio.create_task(front(app)(scope, receive, send))
+    await started.wait()
+    gone.set()
+    if not unwatched:
+        request.cancel()
+    await asyncio.gather(request, return_exceptions=True)
+    assert told == [{"type": "http.disconnect"}]
+
+
+async def front_middleware(scope: Any) -> None:
+    """What Serve sees of a request behind serve_apps/front.py."""
+    seen: list[Any] = []
+
+    async def serve(scope: Any, receive: Any, send: Any) -> None:  # noqa: ARG001
+        seen.append(dict(scope["headers"])[b"x-request-disconnect-disabled"])
+
+    [middleware] = middlewares()
+    await middleware.cls(serve)(scope, None, None)  # type: ignore[call-arg, arg-type]
+    assert seen == [b"?1"]
