@@ -22,13 +22,13 @@ _START_S = 60.0
 class Operator:
     """One replica. `log` is what it wrote so far."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, **settings: str) -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, *, namespace: str = "default", **settings: str) -> None:
         self.health_port = free_port()
         self.name = f"operator-{self.health_port}"
         self._file = folder / f"operator-{self.health_port}.log"
         environment = {
             "KUBECONFIG": str(kubeconfig),
-            "POD_NAMESPACE": "default",
+            "POD_NAMESPACE": namespace,
             "POD_NAME": self.name,
             "KAITO_RAY_PROVISIONER": "byo",
             "KAITO_RAY_HEALTH_PORT": str(self.health_port),
@@ -121,9 +121,11 @@ class Operator:
 
 
 @contextmanager
-def running_operator(kubeconfig: Path, folder: Path, **settings: str) -> Iterator[Operator]:
+def running_operator(
+    kubeconfig: Path, folder: Path, *, namespace: str = "default", **settings: str
+) -> Iterator[Operator]:
     """A replica that leads; its settings are given as `provisioner="byo"`."""
-    operator = Operator(kubeconfig, folder, **settings)
+    operator = Operator(kubeconfig, folder, namespace=namespace, **settings)
     try:
         yield operator.wait_until_ready().wait_until_leading()
     finally:
