@@ -7,22 +7,23 @@ none, and what failed stands in the Workspace's status before the failed pool is
 """
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.errors import KaitoRayError, NotReadyYet, UserError
+from kaito_ray.errors import NotReadyYet
 from kaito_ray.nodes.arm import Arm, AzureRefused, ForeignPool
-from kaito_ray.nodes.attempt import Blocked, choose
-from kaito_ray.nodes.block import Block, Offer, block_after
-from kaito_ray.nodes.candidate import candidates_of, spot_of, wanted_sizes
+from kaito_ray.nodes.attempt import Blocked
+from kaito_ray.nodes.block import Offer
+from kaito_ray.nodes.budget import hourly_usd, require_budget
+from kaito_ray.nodes.chooser import Chooser, Planner
 from kaito_ray.nodes.failure import ADVICE, Reason
 from kaito_ray.nodes.idle import is_idle
+from kaito_ray.nodes.moment import render_moment
 from kaito_ray.nodes.node import Node, NodeLister
 from kaito_ray.nodes.pool import Pool, network_of, pool_name, render_pool
 from kaito_ray.nodes.provisioner import NodesObserved, Notice
-from kaito_ray.nodes.quota import quota_blocks, without_lifted
 from kaito_ray.nodes.record import Attempt, PoolRecord, parse_record
 from kaito_ray.nodes.step import (
     SOON_S,
@@ -49,12 +50,9 @@ _NOT_AN_ATTEMPT = frozenset(
 ORPHAN_AGE = timedelta(minutes=2)
 _JITTER_S = 10
 
-Planner = Callable[[Workspace, str], Awaitable[Plan]]
-"""A Workspace and the name of a size in, its plan on that size out; raises a UserError when it cannot run there."""
-
 
 class AksNodes:
-    """Agent pools of one AKS cluster; `clock` is for release, which is called without the time."""
+    """Agent pools of one AKS cluster."""
 
     def __init__(
         self,
@@ -63,19 +61,13 @@ class AksNodes:
         sizes: Sizes,
         planner: Planner,
         settings: Settings,
-        clock: Callable[[], datetime],
     ) -> None:
         self._arm = arm
         self._nodes = nodes
         self._sizes = sizes
-        self._planner = planner
         self._settings = settings
-        self._clock = clock
-        self._zones = tuple(zone for zone in settings.zones if zone != "none")
+        self._chooser = Chooser(arm.usages, sizes, planner, settings)
         self._timeout = timedelta(minutes=settings.node_timeout_minutes)
-        self._blocks: list[Block] = []
-        # Failures that this process saw and that the status, read from a cache, may not show yet.
-        self._seen: dict[str, tuple[Attempt, ...]] = {}
 
     async def ensure(self, plan: Plan, workspace: Workspace, now: datetime) -> NodesObserved:
         """Bring the agent pool of the plan one step closer; see NodeProvisioner."""
@@ -96,11 +88,12 @@ class AksNodes:
                 timeout=self._timeout,
             )
         )
-        self._learn(workspace, step.record, now)
+        self._chooser.learn(workspace, step.record, now)
         if step.reason == Phase.READY:
-            self._seen.pop(_uid(workspace), None)
+            self._chooser.forget(_uid(workspace))
         try:
-            return self._priced(await self._take(step, plan, workspace, pools, now), plan, workspace)
+            step = await self._take(step, plan, workspace, pools, now)
+            return self._priced(await self._with_outlook(step, plan, workspace, now), plan, workspace)
         except NotReadyYet as refused:
             return self._priced(_held_up(step, refused), plan, workspace)
 
@@ -118,7 +111,7 @@ class AksNodes:
         last = await self._arm.get(record.name or pool_name(uid, record.attempt + 1))
         if last is not None and last.uid == uid:
             return False
-        self._seen.pop(uid, None)
+        self._chooser.forget(uid)
         return True
 
     async def collect(self, uids: Collection[str], now: datetime) -> tuple[str, ...]:
@@ -155,7 +148,7 @@ class AksNodes:
             case Choose():
                 return await self._create(step, plan, workspace, pools, now)
             case Rescale(pool, count):
-                self._require_budget(pools, count - pool.count, pool.candidate.instance_type)
+                require_budget(pools, pool.candidate.instance_type, count - pool.count, self._sizes, self._settings)
                 await self._arm.rescale(pool, count)
                 return replace(step, record=replace(step.record, state="Scaling"))
             case RemoveMachines(pool, machines):
@@ -167,12 +160,7 @@ class AksNodes:
                 return replace(step, notices=(*step.notices, notice))
 
     async def _create(self, step: Step, plan: Plan, workspace: Workspace, pools: Iterable[Pool], now: datetime) -> Step:
-        offers, refused = await self._offers(plan, workspace)
-        attempts = self._attempts(workspace, step.record)
-        blocks: list[Block] = [block for block in self._blocks if block.until > now]
-        if (usages := await self._arm.usages()) is not None:
-            blocks = [*without_lifted(blocks, offers, usages), *quota_blocks(offers, usages)]
-        choice = choose(offers, attempts, blocks, now, self._settings.node_timeout_policy)
+        choice, refused = await self._chooser.choose(plan, workspace, step.record, now)
         if isinstance(choice, Blocked):
             message = "; ".join([choice.message, *refused])
             requeue_s = max(SOON_S, (choice.until - now).total_seconds()) if choice.until else STEADY_S * 60
@@ -186,13 +174,13 @@ class AksNodes:
                 requeue_after_s=min(requeue_s, STEADY_S),
             )
         candidate = choice.candidate
-        number = max([step.record.attempt, *(attempt.number for attempt in attempts)]) + 1
+        number = self._chooser.next_number(workspace, step.record)
         record = replace(step.record, candidate=candidate, next_attempt_at=None)
         if candidate.instance_type.lower() != plan.instance_type.lower():
             # What runs must be planned for the size it runs on, so the size is decided first and asked for then.
             text = f"{candidate} is tried next, so the model is planned for that size"
             return replace(step, record=replace(record, message=text), reason=str(Phase.PLANNED), message=text)
-        self._require_budget(pools, plan.nodes, candidate.instance_type)
+        require_budget(pools, candidate.instance_type, plan.nodes, self._sizes, self._settings)
         name = pool_name(_uid(workspace), number)
         body = render_pool(
             plan,
@@ -232,92 +220,41 @@ class AksNodes:
             notices=(Notice("Normal", "AgentPoolRequested", f"{what} is asked for"),),
         )
 
+    async def _with_outlook(self, step: Step, plan: Plan, workspace: Workspace, now: datetime) -> Step:
+        """The step; one that tells of a failed attempt also tells what is tried next, and when."""
+        record = step.record
+        if step.ready or isinstance(step.action, Choose) or record.failure_of(record.attempt) is None:
+            return step
+        choice, _ = await self._chooser.choose(plan, workspace, record, now)
+        if isinstance(choice, Offer):
+            return _saying(step, f"next: {choice.candidate}")
+        if choice.until is None:
+            return _saying(step, "nothing more is tried (KAITO_RAY_NODE_TIMEOUT_POLICY is stop)")
+        outlook = f"tried again at {render_moment(choice.until)}"
+        return _saying(replace(step, record=replace(record, next_attempt_at=choice.until)), outlook)
+
     def _refused(self, step: Step, workspace: Workspace, record: PoolRecord, attempt: Attempt) -> Step:
         """An attempt that Azure refused at once; the next pass tries what follows it."""
         record = record.with_attempt(attempt)
-        self._learn(workspace, record, attempt.at)
+        self._chooser.learn(workspace, record, attempt.at)
         text = f"{attempt.candidate}: {attempt.message}; what to do: {ADVICE[attempt.reason]}"
         return replace(
             step,
+            action=None,
             record=replace(record, message=text),
             reason=str(attempt.reason),
             message=text,
             notices=(Notice("Warning", str(attempt.reason), f"{attempt.candidate}: {attempt.message}"),),
         )
 
-    async def _offers(self, plan: Plan, workspace: Workspace) -> tuple[list[Offer], list[str]]:
-        """What can be asked for in the order of preference, and a sentence for each size that cannot."""
-        offers: list[Offer] = []
-        refused: list[str] = []
-        plans: dict[str, int] = {plan.instance_type.lower(): plan.nodes}
-        sizes = []
-        for size in wanted_sizes(workspace, plan.instance_type):
-            try:
-                sku = self._sizes.get(size)
-                if sku.name.lower() not in plans:
-                    plans[sku.name.lower()] = (await self._planner(workspace, sku.name)).nodes
-                sizes.append(sku.name)
-            except UserError as error:
-                refused.append(f"{size}: {error}")
-        for candidate in candidates_of(sizes or [plan.instance_type], spot_of(workspace), self._zones):
-            sku = self._sizes.get(candidate.instance_type)
-            offers.append(Offer(candidate, sku, plans[candidate.instance_type.lower()]))
-        return offers, refused
-
-    def _attempts(self, workspace: Workspace, record: PoolRecord) -> tuple[Attempt, ...]:
-        known = {attempt.number: attempt for attempt in self._seen.get(_uid(workspace), ())}
-        known |= {attempt.number: attempt for attempt in record.attempts}
-        return tuple(known[number] for number in sorted(known))
-
-    def _learn(self, workspace: Workspace, record: PoolRecord, now: datetime) -> None:
-        """Take up the failures of a Workspace, those of before a restart too, for all Workspaces."""
-        attempts = self._attempts(workspace, record)
-        if attempts:
-            self._seen[_uid(workspace)] = attempts
-        found = [block for attempt in attempts if (block := self._block(attempt)) and block.until > now]
-        self._blocks = [*{block for block in (*self._blocks, *found) if block.until > now}]
-
-    def _block(self, attempt: Attempt) -> Block | None:
-        try:
-            return block_after(attempt, self._sizes.get(attempt.candidate.instance_type))
-        except KaitoRayError:
-            return None  # a size that an older release knew
-
     def _nodes_of(self, pool: str) -> list[Node]:
         return list(self._nodes({names.LABEL_AGENT_POOL: pool}))
-
-    def _require_budget(self, pools: Iterable[Pool], more: int, size: str) -> None:
-        """Refuse growth beyond the caps on all our pools together."""
-        if more <= 0:
-            return
-        ours = [pool for pool in pools if pool.uid]
-        count = sum(pool.count for pool in ours)
-        limit = self._settings.max_total_nodes
-        if limit is not None and count + more > limit:
-            text = f"{count} GPU nodes exist and {more} more would pass the cap of {limit} (KAITO_RAY_MAX_TOTAL_NODES)"
-            raise NotReadyYet(text, reason="NodeCapReached", delay_s=STEADY_S)
-        cap = self._settings.max_total_hourly_usd
-        if cap is not None:
-            spent = sum(self._price(pool.candidate.instance_type) * pool.count for pool in ours)
-            price = self._price(size) * more
-            if spent + price > cap:
-                text = (
-                    f"agent pools cost ${spent:.2f} an hour and ${price:.2f} more would pass the cap of ${cap:.2f}"
-                    " (KAITO_RAY_MAX_TOTAL_HOURLY_USD)"
-                )
-                raise NotReadyYet(text, reason="CostCapReached", delay_s=STEADY_S)
-
-    def _price(self, size: str) -> float:
-        try:
-            return self._sizes.get(size).usd_per_hour or 0.0
-        except UserError:
-            return 0.0
 
     def _priced(self, step: Step, plan: Plan, workspace: Workspace) -> NodesObserved:
         """The step as the caller sees it, with the price, and passes spread so that not all come at once."""
         record = step.record
         size = record.candidate.instance_type if record.candidate else plan.instance_type
-        price = round(self._price(size) * step.record.wanted, 3) if record.name else None
+        price = hourly_usd(self._sizes, size, record.wanted) if record.name else None
         spread_s = hashlib.sha256(_uid(workspace).encode()).digest()[0] % _JITTER_S
         return NodesObserved(
             ready=step.ready,
@@ -346,6 +283,11 @@ class AksNodes:
             requeue_after_s=refused.delay_s,
             node_pool=replace(record, ready=len(usable), message=message).render(),
         )
+
+
+def _saying(step: Step, more: str) -> Step:
+    message = f"{step.message}; {more}"
+    return replace(step, message=message, record=replace(step.record, message=message))
 
 
 def _held_up(step: Step, refused: NotReadyYet) -> Step:

@@ -37,7 +37,7 @@ def choose_provisioner(planner: Planner, environ: Mapping[str, str]) -> MakeProv
                     key = (workspace.metadata.namespace, workspace.metadata.name)
                     return planner.plan(workspace, await observe_config(world, key, workspace), size)
 
-                return AksNodes(arm, world.nodes, planner.sizes, plan, settings, _now)
+                return AksNodes(arm, world.nodes, planner.sizes, plan, settings)
 
             return make
         case _:

@@ -37,7 +37,7 @@ async def one_pass(document: Json, now: datetime) -> Json:
     settings = Settings.from_env(os.environ)
     async with azure_client(settings, os.environ) as client:
         arm = Arm(client, settings, lambda: now)
-        provisioner = AksNodes(arm, lambda _: [], load_sizes(), planner, settings, lambda: now)
+        provisioner = AksNodes(arm, lambda _: [], load_sizes(), planner, settings)
         plan = await planner(workspace, workspace.resource.instance_type)
         observed = await provisioner.ensure(plan, workspace, now)
     return document | {"status": {"nodePool": dict(observed.node_pool)}}

@@ -67,7 +67,7 @@ class Rig:
         """A new operator, which knows nothing but what stands in Azure and in the Workspaces."""
         self.clients.append(azure_client(self.settings, {}))
         arm = Arm(self.clients[-1], self.settings, self.clock)
-        self.provisioner = AksNodes(arm, self.nodes.lister, self.sizes, self.plan, self.settings, self.clock)
+        self.provisioner = AksNodes(arm, self.nodes.lister, self.sizes, self.plan, self.settings)
         self.due = dict.fromkeys(self.documents, self.clock.now)
 
     def apply(self, name: str, **overrides: Json) -> None:

@@ -56,6 +56,7 @@ async def test_a_pool_that_fails_is_deleted_and_followed_by_what_helps(
         failed = next(seen.observed for seen in rig.seen["one"] if seen.observed.reason == reason)
         words = error["details"][0]["message"] if error["details"] else error["message"]
         assert words in failed.message
+        assert "; next: " in failed.message or "; tried again at " in failed.message
         # The failed pool is gone before the next is asked for.
         delete, second_put = rig.arm.calls("DELETE")[0], rig.arm.calls("PUT")[1]
         assert second_put.at >= delete.at + timedelta(seconds=rig.arm.delete_s)
