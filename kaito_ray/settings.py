@@ -130,3 +130,15 @@ class Settings(BaseModel):
                     for item in error.errors()
                 ]
             ) from None
+
+
+def describe_settings() -> str:
+    """Every setting with its variable, what it is for and its default, one per line."""
+    lines = []
+    for name, setting in Settings.model_fields.items():
+        default = setting.default
+        if isinstance(default, tuple):
+            default = ",".join(default)
+        shown = f" (default {default})" if default not in (None, "") else ""
+        lines.append(f"{PREFIX}{name.upper()}\n    {setting.description}{shown}")
+    return "\n".join(lines)

@@ -4,11 +4,13 @@
     kopf run operator/main.py --all-namespaces
     python operator/main.py --help
 
-The second form lists the settings. `KUBECONFIG` or the account of the pod gives the cluster, `POD_NAMESPACE` the place
-of the Lease. kopf watches Workspaces and brings admission requests; handlers only pass on what they are told, so kopf
-itself never writes to a Workspace, and replicas that do not lead can run beside the leader.
+The second form lists the settings, which are read from the environment. `KUBECONFIG` or the account of the pod gives
+the cluster, `POD_NAMESPACE` the place of the Lease. kopf watches Workspaces and brings admission requests; handlers
+only pass on what they are told, so kopf itself never writes to a Workspace, and replicas that do not lead can run
+beside the leader.
 """
 
+import argparse
 import asyncio
 import logging
 import os
@@ -29,7 +31,7 @@ from kaito_ray.lease import Lease
 from kaito_ray.nodes.choice import choose_provisioner
 from kaito_ray.preset import load_catalogue
 from kaito_ray.probe import serve_probes
-from kaito_ray.settings import Settings
+from kaito_ray.settings import Settings, describe_settings
 from kaito_ray.sku import load_sizes
 from kaito_ray.webhook import WebhookCertificates
 from kaito_ray.wish import Planner
@@ -127,3 +129,13 @@ def _stop_if_broken(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and task.exception() is not None:
         logger.critical("the controller ended by an error", exc_info=task.exception())
         signal.raise_signal(signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description="The operator of kaito-ray; `kopf run operator/main.py` takes more options.",
+        epilog=f"Settings, from the environment:\n\n{describe_settings()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+    kopf.configure()
+    kopf.run(clusterwide=True)
