@@ -16,6 +16,7 @@ from cluster.fake_nodes import FakeNodes
 from cluster.fake_pool import size
 from cluster.server import TestCluster
 from operator_rig import Operator, running_operator
+from waiting import until
 from workspace_rig import API, RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_gone
 
 pytestmark = pytest.mark.timeout(180)
@@ -162,3 +163,15 @@ def test_an_operator_killed_after_the_pool_was_asked_for(
         assert workspace["status"]["nodePool"]["attempt"] == 1
         gone(client, "orphan")
     assert list(arm.pools) == ["system"]
+
+
+def test_an_operator_without_an_identity_says_what_is_missing(cluster: TestCluster, tmp_path: Path) -> None:
+    operator = Operator(cluster.kubeconfig, tmp_path, provisioner="aks", cluster_name="aks", location="eastus")
+    until(lambda: not operator.running, 30, lambda: "it stops instead of running without nodes")
+    for words in (
+        "KAITO_RAY_SUBSCRIPTION_ID: is not set",
+        "KAITO_RAY_RESOURCE_GROUP: is not set",
+        "AZURE_CLIENT_ID AZURE_TENANT_ID AZURE_FEDERATED_TOKEN_FILE: are not set",
+        "azure.workload.identity/client-id",
+    ):
+        assert words in operator.log
