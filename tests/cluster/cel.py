@@ -26,6 +26,7 @@ _RESERVED = {
     "let", "loop", "package", "namespace", "return", "var", "void", "while",
 }  # fmt: skip
 _ENVIRONMENT = celpy.Environment()
+_TRAILING_COMMA = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|,\s*(?=[\]}])""")
 # The library logs every failed evaluation as an error; here a failure is an answer.
 logging.getLogger("celpy").setLevel(logging.CRITICAL)
 logging.getLogger("Environment").setLevel(logging.CRITICAL)
@@ -77,7 +78,9 @@ _FUNCTIONS: dict[str, Any] = {
 @functools.lru_cache(maxsize=4096)
 def _program(expression: str) -> Any:
     try:
-        return _ENVIRONMENT.program(_ENVIRONMENT.compile(expression), functions=_FUNCTIONS)
+        # CEL allows a comma after the last item of a list, which the library's grammar does not.
+        tidy = _TRAILING_COMMA.sub(lambda found: found[1] or "", expression)
+        return _ENVIRONMENT.program(_ENVIRONMENT.compile(tidy), functions=_FUNCTIONS)
     except CELParseError as error:
         raise RuleError(f"compilation failed: {error}") from error
 

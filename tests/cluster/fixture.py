@@ -17,7 +17,7 @@ import pytest
 
 from cluster.client import Client
 from cluster.server import TestCluster
-from cluster.widget import install_widgets
+from cluster.widget import install_widgets, remove_widgets
 
 _SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 _WORKSPACE_CRD = Path(__file__).resolve().parents[2] / "manifests" / "crds" / "kaito.sh_workspaces.yaml"
@@ -101,7 +101,9 @@ def kubectl(cluster: Cluster, tmp_path: Path) -> Kubectl:
 
 
 @pytest.fixture
-def widgets(cluster: Cluster) -> Client:
+def widgets(cluster: Cluster) -> Iterator[Client]:
     """A client of a cluster that serves the widgets of widget.py."""
     install_widgets(cluster.client)
-    return cluster.client
+    yield cluster.client
+    if not cluster.is_simulated:
+        remove_widgets(cluster.client)

@@ -124,6 +124,18 @@ def install_widgets(client: Client) -> None:
     )
 
 
+def remove_widgets(client: Client) -> None:
+    """Have the cluster forget them, so that the next test gets the definition as it stands here."""
+    name = DEFINITION["metadata"]["name"]
+    found = client.find(DEFINITION["apiVersion"], DEFINITION["kind"], name)
+    if found is not None:
+        # Operators of tests are gone by now and take no finalizer away any more.
+        for left in client.list(API, KIND):
+            client.patch(left, {"metadata": {"finalizers": None}})
+        client.delete(found)
+        client.wait(lambda: client.find(DEFINITION["apiVersion"], DEFINITION["kind"], name), lambda one: one is None, 60)
+
+
 def a_widget(name: str = "w", namespace: str = "default", **parts: Any) -> Object:
     """A valid widget; `parts` replace or add top-level fields."""
     return {

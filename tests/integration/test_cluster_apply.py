@@ -170,14 +170,19 @@ def test_core_kinds_merge_by_their_keys(cluster: Cluster) -> None:
 
 def test_quantities_in_other_spellings_do_not_count_as_changes(cluster: Cluster) -> None:
     container = {"name": "c", "image": "i:1", "resources": {"limits": {"cpu": "0.5", "memory": "1024Mi"}}}
-    pod = {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": {"name": "p", "namespace": cluster.namespace},
-        "spec": {"containers": [container]},
+    labels = {"app": "d"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [container]}}
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "d", "namespace": cluster.namespace},
+        "spec": {"selector": {"matchLabels": labels}, "template": template},
     }
-    first = cluster.client.apply(pod, "one")
-    assert cluster.client.apply(pod, "one")["metadata"]["resourceVersion"] == first["metadata"]["resourceVersion"]
+    first = cluster.client.apply(deployment, "one")
+    again = cluster.client.apply(deployment, "one")
+    assert again["metadata"]["generation"] == first["metadata"]["generation"] == 1
+    (stored,) = again["spec"]["template"]["spec"]["containers"]
+    assert stored["resources"]["limits"] == {"cpu": "500m", "memory": "1Gi"}
 
 
 def test_managed_fields_can_be_cleared(widgets: Client, cluster: Cluster) -> None:
