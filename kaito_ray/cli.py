@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kaito_ray.errors import InvalidManifest, KaitoRayError
+from kaito_ray.errors import CannotRun, InvalidManifest, KaitoRayError
 
 app = typer.Typer(
     name="kaito-ray",
@@ -202,3 +202,49 @@ def run(
     from kaito_ray.settings import Settings
 
     run_local(file, port=port, once=once, settings=Settings.from_env(os.environ))
+
+
+WorkspaceArgument = Annotated[str, typer.Argument(help="name of the Workspace", metavar="WORKSPACE")]
+NamespaceOption = Annotated[str, typer.Option("-n", "--namespace", help="its namespace")]
+
+
+@app.command()
+def status(
+    workspace: WorkspaceArgument, namespace: NamespaceOption = "default", output: OutputOption = Output.TABLE
+) -> None:
+    """Show how a Workspace of the cluster is doing and what it waits for."""
+    from rich import print as show
+
+    _require_kubernetes()
+    from kaito_ray import status_command
+
+    seen = status_command.overview(workspace, namespace)
+    if output is Output.JSON:
+        typer.echo(json.dumps(status_command.as_record(seen), indent=2))
+    else:
+        show(status_command.as_text(seen))
+
+
+@app.command()
+def chat(
+    workspace: WorkspaceArgument,
+    namespace: NamespaceOption = "default",
+    model: Annotated[str, typer.Option(help="an adapter instead of the model itself")] = "",
+    once: Annotated[str | None, typer.Option(metavar="PROMPT", help="ask one question and leave")] = None,
+) -> None:
+    """Talk to the model of a Workspace of the cluster, through its API server."""
+    _require_kubernetes()
+    from kaito_ray.chat_command import chat as talk
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    talk(workspace, namespace, model=model, once=once, say=say)
+
+
+def _require_kubernetes() -> None:
+    """What talks to a cluster needs packages that the planner does without."""
+    from importlib.util import find_spec
+
+    if find_spec("kubernetes") is None:
+        raise CannotRun("this needs the package kubernetes: pip install 'kaito-ray[operator]'")
