@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KAITO's training ConfigMap: the text of `training_config.yaml` in, options for transformers, peft and TRL out.
+
+    training_config:
+      ModelConfig: {chat_template: ...}                    from_pretrained
+      QuantizationConfig: {load_in_4bit: true}             transformers.BitsAndBytesConfig
+      LoraConfig: {r: 16, lora_alpha: 32}                  peft.LoraConfig
+      TrainingArguments: {num_train_epochs: 3}             trl.SFTConfig
+      DatasetConfig: {context_column: q, response_column: a}
+      DataCollator: {}                                     TRL has its own
+
+Called by plan_tune.py, which fills in what is left open. Unknown options are refused with the nearest known name, old
+names are translated with a warning, and so is said what has no effect (training_rules.py). Pure.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kaito_ray.artifacts.dataset_format import Format
+from kaito_ray.document import nearest, shown
+from kaito_ray.errors import InvalidManifest, Problem
+from kaito_ray.training_options import options, section_model
+from kaito_ray.training_rules import IDLE, REFUSED, RENAMED
+
+KEY = "training_config.yaml"
+ROOT = "training_config"
+_PATH = ("tuning", "config", KEY)
+_DATA_MOUNT = "/mnt/data"
+_DTYPES = Literal["bfloat16", "float16", "float32", "auto"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Section):
+    """How the model is loaded."""
+
+    dtype: _DTYPES | None = None
+    attn_implementation: str | None = None
+    chat_template: str | None = None
+
+
+class DatasetConfig(_Section):
+    """Which part of the data is read, and how."""
+
+    shuffle_dataset: bool | None = None
+    shuffle_seed: int | None = None
+    train_test_split: float | None = Field(None, gt=0, le=1)
+    dataset_path: str | None = None
+    dataset_extension: str | None = None
+    context_column: str | None = None
+    response_column: str | None = None
+    messages_column: str | None = None
+    format: Format | None = None
+    """Ours: the format, where the columns would let one think of another."""
+
+
+class DataCollator(_Section):
+    """How rows become batches."""
+
+    pad_to_multiple_of: int | None = None
+
+
+_OWN: Mapping[str, type[BaseModel]] = {
+    "ModelConfig": ModelConfig, "DatasetConfig": DatasetConfig, "DataCollator": DataCollator,
+}  # fmt: skip
+SECTIONS = ("ModelConfig", "QuantizationConfig", "LoraConfig", "TrainingArguments", "DatasetConfig", "DataCollator")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingConfig:
+    """What a user's ConfigMap asks for; every mapping holds only what is written there."""
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def parse_training_config(data: Mapping[str, str] | None, method: str) -> TrainingConfig:
+    """Read the ConfigMap's data, None when there is none; raises InvalidManifest with every problem.
+
+    `method` is lora or qlora, which the quantisation must agree with.
+    """
+    if data is None:
+        return TrainingConfig()
+    if KEY not in data:
+        raise InvalidManifest([Problem(("tuning", "config"), f"the ConfigMap has no key {KEY}")])
+    problems: list[Problem] = []
+    warnings: list[str] = []
+    sections = _sections(data[KEY], problems)
+    read = {name: _read(name, sections.get(name), problems, warnings) for name in SECTIONS}
+    problems += _disagreements(read, method)
+    if problems:
+        raise InvalidManifest(problems)
+    training = read["TrainingArguments"]
+    if "pad_to_multiple_of" in read["DataCollator"]:
+        training = {"pad_to_multiple_of": read["DataCollator"]["pad_to_multiple_of"], **training}
+    return TrainingConfig(
+        model=read["ModelConfig"],
+        quantization=read["QuantizationConfig"],
+        lora=read["LoraConfig"],
+        training=training,
+        data=_relative(read["DatasetConfig"]),
+        warnings=tuple(warnings),
+    )
+
+
+def _sections(text: str, problems: list[Problem]) -> Mapping[str, Any]:
+    """The mapping below the root, as far as it is one."""
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.append(Problem(_PATH, f"is not YAML: {' '.join(str(error).split())}"))
+        return {}
+    if not isinstance(document, dict) or set(document) != {ROOT}:
+        keys = ", ".join(map(str, document)) if isinstance(document, dict) else shown(document)
+        problems.append(Problem(_PATH, f"must have the one key {ROOT}, got {keys or 'nothing'}"))
+        return {}
+    sections = document[ROOT]
+    if not isinstance(sections, dict):
+        if sections is not None:
+            problems.append(Problem((*_PATH, ROOT), f"must be a mapping of sections, got {shown(sections)}"))
+        return {}
+    for name in sections:
+        if name not in SECTIONS:
+            message = f"is no section; there are {', '.join(SECTIONS)}"
+            alike = nearest(str(name), SECTIONS)
+            problems.append(Problem((*_PATH, ROOT, str(name)), message + (f"; did you mean {alike}?" if alike else "")))
+    return sections
+
+
+def _read(name: str, section: Any, problems: list[Problem], warnings: list[str]) -> dict[str, Any]:
+    """One section as its libraries take it, without what is null or has no effect here."""
+    path = (*_PATH, ROOT, name)
+    if section is None:
+        return {}
+    if not isinstance(section, dict):
+        problems.append(Problem(path, f"must be a mapping of options, got {shown(section)}"))
+        return {}
+    wanted = dict(_translated(name, section, path, problems, warnings))
+    model = _OWN.get(name) or section_model(name)
+    try:
+        return model.model_validate(wanted).model_dump(mode="json", exclude_none=True)
+    except ValidationError as error:
+        problems += _problems(name, error, path, model)
+        return {}
+
+
+def _translated(
+    name: str, section: Mapping[Any, Any], path: tuple[str, ...], problems: list[Problem], warnings: list[str]
+) -> Iterator[tuple[str, Any]]:
+    for written, value in section.items():
+        key = RENAMED[name].get(str(written), str(written))
+        if key != written and written != "torch_dtype":  # KAITO's own template still has this one
+            warnings.append(f"{KEY}: {name}.{written} is now called {key}")
+            if key in section:
+                problems.append(Problem((*path, str(written)), f"is the old name of {key}, which is set as well"))
+        if value is None:
+            continue
+        if written == "group_by_length" and name == "TrainingArguments":
+            warnings.append(f"{KEY}: {name}.{written} is now train_sampling_strategy: group_by_length")
+            if value is True:
+                yield "train_sampling_strategy", "group_by_length"
+        elif key in REFUSED[name]:
+            if value not in (False, "", 0):
+                problems.append(Problem((*path, key), f"cannot be used: {REFUSED[name][key]}"))
+        elif key in IDLE[name]:
+            yield from ()
+            if not _harmless(name, key, value):
+                warnings.append(f"{KEY}: {name}.{key} has no effect: {IDLE[name][key]}")
+        else:
+            yield key, value.removeprefix("torch.") if isinstance(value, str) and "dtype" in key else value
+
+
+def _harmless(section: str, key: str, value: Any) -> bool:
+    """Whether the value is that of KAITO's own template, which most configurations are copies of."""
+    template: dict[str, dict[str, Any]] = {
+        "ModelConfig": {"local_files_only": True, "device_map": "auto"},
+        "TrainingArguments": {"ddp_find_unused_parameters": False, "save_strategy": "no"},
+        "DataCollator": {"mlm": True},
+    }
+    if key == "output_dir" and section == "TrainingArguments":
+        return True
+    return value is False or template.get(section, {}).get(key) == value
+
+
+def _problems(name: str, error: ValidationError, path: tuple[str, ...], model: type[BaseModel]) -> Iterator[Problem]:
+    """One problem per option, whatever number of alternatives pydantic tried."""
+    seen: set[str] = set()
+    for item in error.errors():
+        key = str(item["loc"][0]) if item["loc"] else ""
+        if key in seen:
+            continue
+        seen.add(key)
+        where = (*path, key)
+        if item["type"] == "extra_forbidden":
+            legal = {*model.model_fields, *IDLE[name], *RENAMED[name]} - {"load_in_4bit", "load_in_8bit"} | (
+                {"load_in_4bit", "load_in_8bit"} if name == "QuantizationConfig" else set()
+            )
+            alike = nearest(key, legal)
+            yield Problem(where, "is no option" + (f"; did you mean {alike}?" if alike else ""))
+        elif name in _OWN:
+            yield Problem(where, f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {shown(item['input'])}")
+        else:
+            yield Problem(where, f"must be {options(name)[key].expected}, got {shown(item['input'])}")
+
+
+def _disagreements(read: Mapping[str, Mapping[str, Any]], method: str) -> Iterator[Problem]:
+    """KAITO's rules over several options, and those of serving."""
+    quantization, path = read["QuantizationConfig"], (*_PATH, ROOT, "QuantizationConfig")
+    four, eight = quantization.get("load_in_4bit", False), quantization.get("load_in_8bit", False)
+    if four and eight:
+        yield Problem(path, "cannot have both load_in_4bit and load_in_8bit")
+    elif method == "lora" and (four or eight):
+        yield Problem(path, "must have neither load_in_4bit nor load_in_8bit with method lora; write method: qlora")
+    elif method == "qlora" and quantization.get("load_in_4bit") is False and not eight:
+        yield Problem(path, "must have load_in_4bit or load_in_8bit with method qlora; write method: lora")
+    lora, path = read["LoraConfig"], (*_PATH, ROOT, "LoraConfig")
+    if lora.get("bias", "none") != "none":
+        yield Problem((*path, "bias"), f"must be none, got {lora['bias']}: vLLM cannot serve such an adapter")
+    if not 1 <= lora.get("r", 8) <= 512:
+        yield Problem((*path, "r"), f"must be between 1 and 512, got {lora['r']}")
+    if lora.get("lora_alpha", 8) <= 0:
+        yield Problem((*path, "lora_alpha"), f"must be above 0, got {lora['lora_alpha']}")
+    if not 0 <= lora.get("lora_dropout", 0) < 1:
+        yield Problem((*path, "lora_dropout"), f"must be at least 0 and below 1, got {lora['lora_dropout']}")
+    if not isinstance(lora.get("init_lora_weights", True), bool) and lora["init_lora_weights"] not in _INITS:
+        yield Problem(
+            (*path, "init_lora_weights"),
+            f"must be true, {' or '.join(_INITS)}, got {lora['init_lora_weights']}: others change the base model",
+        )
+    training, path = read["TrainingArguments"], (*_PATH, ROOT, "TrainingArguments")
+    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "logging_steps"):
+        if training.get(key, 1) <= 0:
+            yield Problem((*path, key), f"must be above 0, got {training[key]}")
+    if training.get("bf16") and training.get("fp16"):
+        yield Problem(path, "cannot have both bf16 and fp16")
+    data, path = read["DatasetConfig"], (*_PATH, ROOT, "DatasetConfig")
+    if data.get("dataset_path", "").startswith("/") and not _inside(data["dataset_path"]):
+        yield Problem((*path, "dataset_path"), f"must lie in {_DATA_MOUNT}, got {shown(data['dataset_path'])}")
+    if "context_column" in data and "response_column" not in data:
+        yield Problem((*path, "context_column"), "needs response_column beside it, the column with the answers")
+
+
+_INITS = ("gaussian", "orthogonal")
+
+
+def _inside(path: str) -> bool:
+    return path == _DATA_MOUNT or path.startswith(f"{_DATA_MOUNT}/")
+
+
+def _relative(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """KAITO's files lie in /mnt/data; here a path counts from the root of the data, wherever that is."""
+    if "dataset_path" not in data:
+        return data
+    return {**data, "dataset_path": data["dataset_path"].removeprefix(_DATA_MOUNT).strip("/")}

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of TRL, peft and bitsandbytes as data, so that a training configuration can be judged without them.
+
+training_options.yaml is written from the installed libraries by tests/e2e/test_training_options.py. Used by
+training_config.py in the planner, the operator and the admission webhook, where none of them is installed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from kaito_ray.catalogue_files import read_facts
+
+OPTIONS_FILE = Path(__file__).with_name("training_options.yaml")
+_TYPES: Mapping[str, Any] = {
+    "bool": bool, "int": int, "float": float, "text": str, "list": list[Any], "map": dict[str, Any],
+}  # fmt: skip
+_WORDS = {
+    "bool": "true or false", "int": "a whole number", "float": "a number", "text": "text", "list": "a list",
+    "map": "a mapping",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: the kinds of values it takes, and for text the words it is limited to."""
+
+    kinds: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> str:
+        """As it stands in the data file: `int`, `list | text` or `text [cosine, linear]`."""
+        return " | ".join(self.kinds) + (f" [{', '.join(self.choices)}]" if self.choices else "")
+
+    @property
+    def expected(self) -> str:
+        """What it takes, for messages."""
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        return " or ".join(_WORDS[kind] for kind in self.kinds)
+
+    @property
+    def type(self) -> Any:
+        """The pydantic type of its values; null stands for the library's default."""
+        kinds = [Literal[self.choices] if kind == "text" and self.choices else _TYPES[kind] for kind in self.kinds]
+        return Union[(*kinds, None)]
+
+
+@cache
+def options(section: str) -> Mapping[str, Option]:
+    """Every option of a section: QuantizationConfig, LoraConfig or TrainingArguments."""
+    found = {}
+    for name, written in read_facts(OPTIONS_FILE)[section].items():
+        kinds, _, choices = written.partition(" [")
+        found[name] = Option(tuple(kinds.split(" | ")), tuple(choices.removesuffix("]").split(", ")) if choices else ())
+    return found
+
+
+@cache
+def section_model(section: str) -> type[BaseModel]:
+    """The options as a model: values become what the libraries take, `1e-4` a number although YAML calls it text."""
+    fields: dict[str, Any] = {name: (option.type, None) for name, option in options(section).items()}
+    return create_model(section, __config__=ConfigDict(extra="forbid", frozen=True), **fields)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hooks of the trainer: figures into the run's events.jsonl, checkpoints to Ray Train, and a stop when loss runs away.
+
+Every worker has one; only the first writes events. qlora.py hands it to the trainer.
+"""
+
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import train
+from ray.train import Checkpoint, CheckpointUploadMode
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from kaito_ray.tuning_event import Event, Started, Step
+from tune_jobs.home import read_events
+
+# A loss is judged by the mean of so many reports, since single batches differ.
+_WINDOW = 3
+# It has run away when it is half as much again above where it began, and half a nat: 1.6 times the perplexity.
+_FACTOR, _MARGIN = 1.5, 0.5
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Reports one training; `stopped` is the reason and the sentence when it was ended as hopeless."""
+
+    def __init__(self, events: Path) -> None:
+        self.stopped: tuple[str, str] | None = None
+        self.loss: float | None = None
+        self._events = events
+        self._first = train.get_context().get_world_rank() == 0
+        self._losses: list[float] = []
+        self._before = (0.0, 0, 0)
+        """Time, step and tokens of this session at the last report."""
+        self._began = (0.0, 0)
+        self._tokens_before = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Say that workers train, and from where."""
+        known = read_events(self._events)
+        attempt = 1 + sum(isinstance(event, Started) for event in known)
+        steps = [event for event in known if isinstance(event, Step) and event.step <= state.global_step]
+        self._tokens_before = max((event.tokens or 0 for event in steps), default=0)
+        self._losses = [event.loss for event in steps if event.loss is not None][:_WINDOW]
+        self._began = (time.monotonic(), state.global_step)
+        self._before = (time.monotonic(), state.global_step, 0)
+        self._write(Started(attempt, args.world_size, state.max_steps, state.global_step))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Report the figures, and end the training when they say that it is lost."""
+        logs = logs or {}
+        if "loss" not in logs and "eval_loss" not in logs:
+            return
+        now, tokens = time.monotonic(), int(logs.get("num_tokens", self._before[2]))
+        then, step_then, tokens_then = self._before
+        moved = state.global_step > step_then
+        if moved:
+            self._before = (now, state.global_step, tokens)
+        pace = (now - self._began[0]) / max(state.global_step - self._began[1], 1)
+        self.loss = logs.get("loss", self.loss)
+        self._write(
+            Step(
+                step=state.global_step,
+                total_steps=state.max_steps,
+                epoch=round(state.epoch or 0.0, 3),
+                time=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                loss=_finite(logs.get("loss")),
+                learning_rate=_finite(logs.get("learning_rate")),
+                grad_norm=_finite(logs.get("grad_norm")),
+                eval_loss=_finite(logs.get("eval_loss")),
+                tokens=self._tokens_before + tokens if tokens else None,
+                tokens_per_second=round((tokens - tokens_then) / (now - then), 1) if moved and now > then else None,
+                eta_seconds=round(pace * (state.max_steps - state.global_step)),
+                gpu_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if not args.use_cpu else None,
+            )
+        )
+        # The loss is the mean over all workers, so that all of them stop at the same step.
+        if "loss" in logs:
+            self._judge(float(logs["loss"]), state.global_step, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        """Hand the checkpoint to Ray Train as it lies on the shared storage: no copy is made of it.
+
+        Every worker calls this after it wrote its own part, and `report` waits for all of them, so that a checkpoint
+        counts only when it is whole.
+        """
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        train.report(
+            {"step": state.global_step, "loss": self.loss},
+            checkpoint=Checkpoint.from_directory(str(folder)),
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _judge(self, loss: float, step: int, control: TrainerControl) -> None:
+        if not math.isfinite(loss):
+            self._stop(control, "LossNotFinite", f"the loss is {loss} at step {step}; lower the learning rate")
+            return
+        self._losses.append(loss)
+        if len(self._losses) <= _WINDOW:
+            return
+        first, last = sum(self._losses[:_WINDOW]) / _WINDOW, sum(self._losses[-_WINDOW:]) / _WINDOW
+        if last > _FACTOR * first + _MARGIN:
+            message = f"the loss rose from {first:.2f} to {last:.2f} by step {step}; lower the learning rate"
+            self._stop(control, "LossDiverged", message)
+
+    def _stop(self, control: TrainerControl, reason: str, message: str) -> None:
+        self.stopped = (reason, message)
+        control.should_training_stop = True
+
+    def _write(self, event: Event) -> None:
+        if self._first:
+            with self._events.open("a") as file:
+                file.write(event.line() + "\n")
+
+
+def _finite(value: Any) -> float | None:
+    """A number that JSON has."""
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tunes a language model with LoRA or QLoRA on Ray Train, from a data set to a published adapter.
+
+What a RayJob runs and what `kaito-ray run` runs on a laptop; kaito_ray/tune_arguments.py writes the file:
+
+    kaito-ray render -f tuning.yaml                     # the ConfigMap in it holds an arguments.json
+    python -m tune_jobs.qlora arguments.json            # on the Ray cluster at RAY_ADDRESS, or on one of its own
+    ray job submit -- python -m tune_jobs.qlora /etc/kaito-ray/tune/arguments.json
+
+Says what it does in the lines of kaito_ray/tuning_event.py on stdout. Leaves with 0 when the adapter is published, with
+1 and a `failed` line otherwise. Interrupted at any point and started again with the same file, it goes on where it
+was: with the data as judged, the last checkpoint, the finished adapter, or the push that is missing.
+"""
+
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from kaito_ray.errors import KaitoRayError, UserError
+from kaito_ray.settings import Settings
+from kaito_ray.tuning_event import Event, Failed, parse_event
+from tune_jobs.arguments import Arguments
+from tune_jobs.data import Prepared, prepare
+from tune_jobs.home import Home, Run, fingerprint
+from tune_jobs.publish import publish
+
+_MAX_FAILURES = 3
+_POLL_S = 0.5
+
+
+def main(file: Path) -> int:
+    """Run the job in `file`; the exit code."""
+    try:
+        tune(Arguments.read(file), Settings.from_env(os.environ).allow_private_urls)
+    except KaitoRayError as error:
+        say(Failed(error.reason, str(error)))
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        say(Failed("TuningFailed", f"{type(error).__name__}: {lines[-1] if lines else 'no reason was given'}"))
+        return 1
+    return 0
+
+
+def tune(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> None:
+    """Data, training, result."""
+    import ray
+
+    home = Home.of(arguments)
+    data = prepare(arguments, home, load_tokenizer(arguments), allow_private_urls)
+    say(data.event())
+    run = home.run(fingerprint(arguments, data.digest, (ray.__version__,)))
+    run.raise_verdict()
+    if not run.adapter.is_dir():
+        train(arguments, data, run)
+    say(publish(arguments, data, run, allow_private_urls, say))
+
+
+def train(arguments: Arguments, data: Prepared, run: Run) -> None:
+    """Train on all workers until the adapter lies in the run's folder; raises UserError when it never will."""
+    # Ray's own print wrapper doubles every line, and its default of a minute is over before a GPU image is pulled.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    resources = {"CPU": arguments.cpus_per_worker} | ({"GPU": 1} if arguments.use_gpu else {})
+    trainer = TorchTrainer(
+        cast("Callable[[dict[str, Any]], None]", train_worker),
+        train_loop_config={
+            "arguments": arguments.model_dump(mode="json"),
+            "data": str(data.file),
+            "epochs": epochs(arguments, data.rows),
+            "storage": str(run.storage),
+            "run": run.name,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=arguments.workers, use_gpu=arguments.use_gpu, resources_per_worker=resources
+        ),
+        # The same name and path find the checkpoints of an attempt that ended before its time.
+        run_config=RunConfig(
+            name=run.name,
+            storage_path=str(run.storage),
+            failure_config=FailureConfig(max_failures=_MAX_FAILURES),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _Following(run.events):
+        result = trainer.fit()
+    outcome: dict[str, Any] = getattr(result, "return_value", None) or {}
+    if failure := outcome.get("failed"):
+        run.write_verdict(*failure)
+        raise UserError(failure[1], reason=failure[0])
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """What each worker does; the first one's return value reaches the driver."""
+    import torch
+    from datasets import Dataset, disable_progress_bars
+    from peft import LoraConfig
+    from ray.train import get_checkpoint, get_context
+    from ray.train.torch import get_device
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
+    from trl import SFTConfig, SFTTrainer
+
+    from tune_jobs.progress import Progress
+
+    arguments = Arguments.model_validate(config["arguments"])
+    run = Run(Path(config["storage"]), config["run"])
+    first = get_context().get_world_rank() == 0
+    hopeless = run.folder / "error.txt"
+    if hopeless.is_file():  # the attempt before this one ended in an error that would only come again
+        return {"failed": hopeless.read_text().split("\n", 1)}
+    try:
+        disable_progress_bars()
+        set_seed(int(arguments.training.get("seed", 42)))
+        dtype = getattr(torch, arguments.model.dtype)
+        quantization = arguments.quantization
+        model = AutoModelForCausalLM.from_pretrained(
+            location(arguments),
+            revision=arguments.model.revision,
+            trust_remote_code=arguments.model.trust_remote_code,
+            dtype=dtype,
+            quantization_config=BitsAndBytesConfig(**quantization) if quantization else None,
+            # One whole copy per worker: "auto" would spread it over the GPUs of the others.
+            device_map={"": get_device()},
+            **(
+                {"attn_implementation": arguments.model.attn_implementation}
+                if arguments.model.attn_implementation
+                else {}
+            ),
+        )
+        rows = Dataset.from_parquet(config["data"], cache_dir=str(arguments.folders.cache / "datasets"))
+        held_out = None
+        if arguments.data.train_share < 1:
+            parts = rows.train_test_split(train_size=arguments.data.train_share, seed=arguments.data.seed)
+            rows, held_out = parts["train"], parts["test"]
+        progress = Progress(run.events)
+        trainer = SFTTrainer(
+            model=model,
+            processing_class=load_tokenizer(arguments),
+            args=SFTConfig(
+                **arguments.training,
+                **config["epochs"],
+                # Absolute: Ray gives each worker a working directory of its own.
+                output_dir=str(run.folder),
+                use_cpu=not arguments.use_gpu,
+                save_strategy="steps",
+                save_steps=1 / arguments.checkpoints,
+                # Ray Train deletes old checkpoints; it refuses a run whose checkpoints somebody else deleted.
+                save_total_limit=None,
+                # The trainer's own filter would hide a loss that is not a number behind the one before.
+                logging_nan_inf_filter=False,
+                ddp_find_unused_parameters=False,
+                disable_tqdm=True,
+                report_to="none",
+                **({"eval_strategy": "epoch"} if held_out is not None else {}),
+            ),
+            train_dataset=rows,
+            eval_dataset=held_out,
+            peft_config=LoraConfig(**arguments.lora, task_type="CAUSAL_LM"),
+            callbacks=[progress],
+        )
+        # TRL keeps the adapter of a quantised model in bfloat16, which float16 training cannot scale and old GPUs and
+        # CPUs compute slowly; it is small, and learns better, in float32.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        checkpoint = get_checkpoint()
+        trainer.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
+    except (ValueError, TypeError, KeyError, ImportError, torch.OutOfMemoryError) as error:
+        if first:
+            hopeless.write_text("\n".join(explained(error)))
+        raise
+    if progress.stopped:
+        return {"failed": progress.stopped}
+    if first:
+        save(arguments, trainer.model, run)
+    return {}
+
+
+def save(arguments: Arguments, model: Any, run: Run) -> None:
+    """Lay the adapter down in one piece; it names its base as the catalogue does, not by a folder of this machine."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.revision = arguments.model.name, arguments.model.revision
+    partial = run.folder / "adapter.partial"
+    model.save_pretrained(str(partial), safe_serialization=True, save_embedding_layers=False)
+    (partial / "README.md").unlink(missing_ok=True)
+    partial.replace(run.adapter)
+
+
+def load_tokenizer(arguments: Arguments) -> Any:
+    """The model's tokenizer; the end of a text stands in where it has no padding."""
+    from transformers import AutoTokenizer
+
+    model = arguments.model
+    tokenizer = AutoTokenizer.from_pretrained(
+        location(arguments), revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    if model.chat_template:
+        tokenizer.chat_template = model.chat_template
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def location(arguments: Arguments) -> str:
+    """What transformers loads: an id on the hub or a folder, made first for the built-in model."""
+    if arguments.model.kind == "builtin":
+        from kaito_ray.tiny_model import model_path
+
+        return str(model_path())
+    return arguments.model.reference
+
+
+def epochs(arguments: Arguments, rows: int) -> dict[str, float]:
+    """A few rows more often: three epochs of ten rows would be three steps, and teach nothing."""
+    if arguments.epochs_min_steps is None:
+        return {}
+    training = arguments.training
+    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * arguments.workers
+    steps = max(1, -(-round(rows * arguments.data.train_share) // batch))
+    return {"num_train_epochs": float(max(3, -(-arguments.epochs_min_steps // steps)))}
+
+
+def explained(error: Exception) -> tuple[str, str]:
+    """Reason and sentence of an error that would come again."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return "OutOfMemory", (
+            "the GPU's memory is too small for this training; lower max_length or per_device_train_batch_size in"
+            " TrainingArguments, or take method qlora or a larger size"
+        )
+    text = " ".join(str(error).split())
+    return "TuningFailed", f"{type(error).__name__}: {text}"
+
+
+def say(event: Event) -> None:
+    """One line on stdout."""
+    print(event.line(), flush=True)
+
+
+class _Following:
+    """Prints the events that the first worker writes, until the block is left."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._over = threading.Event()
+        self._read = file.stat().st_size if file.is_file() else 0
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        while not self._over.wait(_POLL_S):
+            self._print_new()
+        self._print_new()
+
+    def _print_new(self) -> None:
+        if not self._file.is_file():
+            return
+        with self._file.open() as file:
+            file.seek(self._read)
+            for line in iter(file.readline, ""):
+                if not line.endswith("\n"):
+                    break  # written in this moment
+                self._read += len(line.encode())
+                if event := parse_event(line):
+                    say(event)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m tune_jobs.qlora ARGUMENTS-JSON-FILE")
+    sys.exit(main(Path(sys.argv[1])))
