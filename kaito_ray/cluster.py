@@ -84,6 +84,11 @@ class Cluster:
         self.api = api
         self._fence = fence
 
+    @property
+    def may_write(self) -> bool:
+        """Whether this process still leads."""
+        return self._fence() > 0
+
     async def close(self) -> None:
         """Close all connections."""
         await self.api.close()  # type: ignore[no-untyped-call]

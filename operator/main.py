@@ -61,6 +61,8 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         raise kopf.PermanentError(str(error)) from None
     # kopf reports every event it hands over.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    # Azure's SDK reports every request, header by header.
+    logging.getLogger("azure").setLevel(logging.WARNING)
     settings.peering.standalone = True
     settings.posting.enabled = False
     settings.networking.error_backoffs = _Forever()

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.errors import NotReadyYet
+from kaito_ray.errors import LeaseLost, NotReadyYet
 from kaito_ray.nodes.arm import Arm, AzureRefused, ForeignPool
 from kaito_ray.nodes.attempt import Blocked
 from kaito_ray.nodes.block import Offer
@@ -94,6 +94,8 @@ class AksNodes:
         try:
             step = await self._take(step, plan, workspace, pools, now)
             return self._priced(await self._with_outlook(step, plan, workspace, now), plan, workspace)
+        except LeaseLost:
+            raise
         except NotReadyYet as refused:
             return self._priced(_held_up(step, refused), plan, workspace)
 

@@ -19,7 +19,7 @@ from azure.core.rest import HttpRequest
 from azure.mgmt.containerservice.aio import ContainerServiceClient
 from azure.mgmt.containerservice.models import AgentPool, AgentPoolDeleteMachinesParameter
 
-from kaito_ray.errors import NotReadyYet
+from kaito_ray.errors import LeaseLost, NotReadyYet
 from kaito_ray.nodes.failure import ADVICE, Failure, Reason, classify_error
 from kaito_ray.nodes.pool import Pool, parse_pool
 from kaito_ray.nodes.quota import FRESH, Usages, parse_usages
@@ -69,13 +69,20 @@ class _Pause:
 
 
 class Arm:
-    """One AKS cluster. `clock` tells the time for caches and pauses alone."""
+    """One AKS cluster. `clock` tells the time for caches and pauses alone, `may_write` whether this process leads."""
 
-    def __init__(self, client: ContainerServiceClient, settings: Settings, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        client: ContainerServiceClient,
+        settings: Settings,
+        clock: Callable[[], datetime],
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._client = client
         self._scope = (settings.resource_group, settings.cluster_name)
         self._settings = settings
         self._clock = clock
+        self._may_write = may_write
         self._pools: dict[str, Pool] = {}
         self._listed_at: datetime | None = None
         # Whoever comes while a question is under way gets its answer.
@@ -232,6 +239,8 @@ class Arm:
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """Wait for nobody: either this write may go now, or NotReadyYet says why not."""
         await self._require_running()
+        if not self._may_write():
+            raise LeaseLost(f"agent pool {name} was not written to: another operator leads")
         busy = {pool.name for pool in self._pools.values() if pool.busy} | self._writing
         if len(busy - {name}) >= MAX_OPERATIONS:
             text = f"{len(busy)} operations on agent pools are running, {MAX_OPERATIONS} at once are allowed"

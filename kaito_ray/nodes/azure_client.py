@@ -36,7 +36,7 @@ def azure_client(settings: Settings, environ: Mapping[str, str]) -> ContainerSer
         raise InvalidManifest(problems)
     endpoint = settings.arm_endpoint.rstrip("/") or PUBLIC_CLOUD
     plain = urlsplit(endpoint).scheme == "http"
-    return ContainerServiceClient(
+    return _Client(
         _credential(settings, environ),
         settings.subscription_id,
         base_url=endpoint,
@@ -48,6 +48,21 @@ def azure_client(settings: Settings, environ: Mapping[str, str]) -> ContainerSer
         read_timeout=_READ_S,
         per_call_policies=[_AllowHttp()] if plain else [],
     )
+
+
+class _Client(ContainerServiceClient):
+    """The SDK's client, which takes its credential along when it is closed."""
+
+    def __init__(self, credential: AsyncTokenCredential, *arguments: Any, **options: Any) -> None:
+        super().__init__(credential, *arguments, **options)
+        self._credential = credential
+
+    async def close(self) -> None:
+        await super().close()
+        await self._credential.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
 
 class _AllowHttp(SansIOHTTPPolicy[Any, Any]):

@@ -30,9 +30,11 @@ def choose_provisioner(planner: Planner, environ: Mapping[str, str]) -> MakeProv
             return lambda cluster, world: KarpenterNodes(cluster, world.nodes, settings)
         case Provisioner.AKS:
             # Made here, so that a missing identity is told when the operator starts and not at the first Workspace.
-            arm = Arm(azure_client(settings, environ), settings, _now)
+            client = azure_client(settings, environ)
 
-            def make(_: Cluster, world: World) -> NodeProvisioner:
+            def make(cluster: Cluster, world: World) -> NodeProvisioner:
+                arm = Arm(client, settings, _now, lambda: cluster.may_write)
+
                 async def plan(workspace: Workspace, size: str) -> Plan:
                     key = (workspace.metadata.namespace, workspace.metadata.name)
                     return planner.plan(workspace, await observe_config(world, key, workspace), size)

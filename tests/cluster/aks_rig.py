@@ -59,6 +59,7 @@ class Rig:
     documents: dict[str, dict[str, Json]] = field(default_factory=dict)
     seen: dict[str, list[Seen]] = field(default_factory=dict)
     notices: list[Notice] = field(default_factory=list)
+    leads: bool = True
     clients: list[ContainerServiceClient] = field(default_factory=list)
     provisioner: AksNodes = field(init=False)
     due: dict[str, datetime] = field(default_factory=dict)
@@ -66,7 +67,7 @@ class Rig:
     def restart(self) -> None:
         """A new operator, which knows nothing but what stands in Azure and in the Workspaces."""
         self.clients.append(azure_client(self.settings, {}))
-        arm = Arm(self.clients[-1], self.settings, self.clock)
+        arm = Arm(self.clients[-1], self.settings, self.clock, lambda: self.leads)
         self.provisioner = AksNodes(arm, self.nodes.lister, self.sizes, self.plan, self.settings)
         self.due = dict.fromkeys(self.documents, self.clock.now)
 

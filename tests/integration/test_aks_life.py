@@ -8,7 +8,7 @@ import pytest
 from cluster import azure_errors as azure
 from cluster.aks_rig import Rig, aks_rig
 from cluster.fake_pool import size
-from kaito_ray.errors import NotReadyYet
+from kaito_ray.errors import LeaseLost, NotReadyYet
 
 A100 = "Standard_NC24ads_A100_v4"
 
@@ -189,6 +189,21 @@ async def test_a_restarted_operator_reports_why_a_pool_failed() -> None:
         await rig.run_for(60)
         assert rig.last("one").reason == "SkuFamilyQuotaExceeded"
         assert len(rig.arm.calls("PUT")) == 1, "what was learned survives in the status"
+
+
+async def test_an_operator_that_no_longer_leads_writes_nothing() -> None:
+    async with aks_rig() as rig:
+        await _ready(rig)
+        rig.leads = False
+        rig.apply("two")
+        rig.clock.turn(20)
+        with pytest.raises(LeaseLost):
+            await rig.step("two")
+        with pytest.raises(LeaseLost):
+            await rig.provisioner.release(rig.workspace("one"))
+        assert await rig.provisioner.collect(set(), rig.clock.now + timedelta(hours=1)) == ()
+        assert len(rig.arm.calls("PUT")) == 1
+        assert rig.arm.calls("DELETE") == []
 
 
 async def test_a_pool_of_the_same_name_that_is_not_ours_is_left_alone() -> None:
