@@ -238,18 +238,22 @@ class Arm:
     @asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """Wait for nobody: either this write may go now, or NotReadyYet says why not."""
+        self._require_turn(name)
         await self._require_running()
+        self._require_turn(name)  # others may have begun meanwhile
+        self._writing.add(name)
+        try:
+            yield
+        finally:
+            self._writing.discard(name)
+
+    def _require_turn(self, name: str) -> None:
         if not self._may_write():
             raise LeaseLost(f"agent pool {name} was not written to: another operator leads")
         busy = {pool.name for pool in self._pools.values() if pool.busy} | self._writing
         if len(busy - {name}) >= MAX_OPERATIONS:
             text = f"{len(busy)} operations on agent pools are running, {MAX_OPERATIONS} at once are allowed"
             raise NotReadyYet(text, reason="WaitingForTurn", delay_s=LIST_EVERY.total_seconds() * 1.5)
-        self._writing.add(name)
-        try:
-            yield
-        finally:
-            self._writing.discard(name)
 
     async def _require_running(self) -> None:
         """A write to a cluster that starts, stops or is being changed can leave it Failed."""
