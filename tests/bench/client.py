@@ -19,11 +19,15 @@ class Round:
     """What one round of requests took. Times in seconds."""
 
     seconds: float = 0.0
-    requests: int = 0
     latencies: list[float] = field(default_factory=list)
     first_events: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     """Between two events of one stream, averaged over the stream."""
+
+    @property
+    def requests(self) -> int:
+        """How many were answered."""
+        return len(self.latencies)
 
     @property
     def rate(self) -> float:
@@ -31,24 +35,23 @@ class Round:
         return self.requests / self.seconds
 
 
-async def run_round(url: str, body: bytes, *, concurrency: int, requests: int) -> Round:
-    """Send `requests` POSTs of `body`, `concurrency` at a time; raises when one is not answered with 200."""
+async def run_round(url: str, body: bytes, *, concurrency: int, seconds: float) -> Round:
+    """POST `body` for `seconds`, `concurrency` at a time; raises when one is not answered with 200.
+
+    Requests that have begun are waited for and counted.
+    """
     result = Round()
-    left = requests
     connector = aiohttp.TCPConnector(limit=concurrency)
     headers = {"content-type": "application/json"}
     async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
+        started = time.perf_counter()
 
         async def worker() -> None:
-            nonlocal left
-            while left > 0:
-                left -= 1
+            while time.perf_counter() - started < seconds:
                 await _one(session, url, body, result)
 
-        started = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
         result.seconds = time.perf_counter() - started
-    result.requests = requests
     return result
 
 
