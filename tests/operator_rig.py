@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -22,7 +22,15 @@ _START_S = 60.0
 class Operator:
     """One replica. `log` is what it wrote so far."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, *, namespace: str = "default", **settings: str) -> None:
+    def __init__(
+        self,
+        kubeconfig: Path,
+        folder: Path,
+        *,
+        namespace: str = "default",
+        scope: Sequence[str] = ("--all-namespaces",),
+        **settings: str,
+    ) -> None:
         self.health_port = free_port()
         self.name = f"operator-{self.health_port}"
         self._file = folder / f"operator-{self.health_port}.log"
@@ -37,7 +45,7 @@ class Operator:
         }
         with self._file.open("wb") as out:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "kopf", "run", "operator/main.py", "--all-namespaces"],
+                [sys.executable, "-m", "kopf", "run", "operator/main.py", *scope],
                 cwd=ROOT,
                 env={**{key: value for key, value in os.environ.items() if key in {"PATH", "HOME"}}, **environment},
                 stdout=out,
@@ -122,10 +130,15 @@ class Operator:
 
 @contextmanager
 def running_operator(
-    kubeconfig: Path, folder: Path, *, namespace: str = "default", **settings: str
+    kubeconfig: Path,
+    folder: Path,
+    *,
+    namespace: str = "default",
+    scope: Sequence[str] = ("--all-namespaces",),
+    **settings: str,
 ) -> Iterator[Operator]:
-    """A replica that leads; its settings are given as `provisioner="byo"`."""
-    operator = Operator(kubeconfig, folder, namespace=namespace, **settings)
+    """A replica that leads; its settings are given as `provisioner="byo"`, `scope` goes to `kopf run`."""
+    operator = Operator(kubeconfig, folder, namespace=namespace, scope=scope, **settings)
     try:
         yield operator.wait_until_ready().wait_until_leading()
     finally:
