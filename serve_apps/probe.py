@@ -12,6 +12,7 @@ from typing import Any
 
 _TIMEOUT_S = 30.0
 _SAMPLE_TOKENS = 8
+_NEW_TOKENS = 4
 
 
 async def changes_output(engine: Any, adapter: Any) -> bool:
@@ -27,21 +28,30 @@ async def changes_output(engine: Any, adapter: Any) -> bool:
         async with asyncio.timeout(_TIMEOUT_S):
             with_it = await _probabilities(engine, sample, adapter)
             without = await _probabilities(engine, sample, None)
-    except TimeoutError:
+    except (TimeoutError, ValueError):
         return True
     return not with_it or with_it != without
 
 
 async def _probabilities(engine: Any, sample: Sequence[int], adapter: Any) -> list[Mapping[int, float]]:
-    """The log probabilities of the sample's own tokens, and of what would come next."""
+    """The likeliest next tokens and their log probabilities, step by step.
+
+    Not those of the sample itself: vLLM 0.32 dies of `prompt_logprobs` in a batch with adapters, because its output
+    layer then gets more rows than the adapters were told of.
+    """
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     params = SamplingParams(
-        max_tokens=1, temperature=0.0, logprobs=1, prompt_logprobs=1, output_kind=RequestOutputKind.FINAL_ONLY
+        max_tokens=_NEW_TOKENS,
+        temperature=0.0,
+        logprobs=5,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
     )
     found: list[Mapping[int, float]] = []
     prompt = {"prompt_token_ids": list(sample)}
     async for output in engine.generate(prompt, params, f"probe-{uuid.uuid4().hex}", lora_request=adapter):
-        parts = [*(output.prompt_logprobs or ()), *(output.outputs[0].logprobs or ())]
-        found = [{token: entry.logprob for token, entry in part.items()} for part in parts if part]
+        steps = output.outputs[0].logprobs or ()
+        found = [{token: entry.logprob for token, entry in step.items()} for step in steps]
     return found

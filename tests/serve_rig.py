@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 
 from kaito_ray import names
@@ -66,6 +67,7 @@ class ServeRig:
         answer = httpx.get(
             f"{self.ray.dashboard_url}/api/serve/applications/",
             headers={"Authorization": f"Bearer {self.ray.token}"},
+            timeout=30,
             trust_env=False,
         )
         found: dict[str, Any] = answer.json()
@@ -76,6 +78,31 @@ class ServeRig:
         application = self.details()["applications"][names.SERVE_APPLICATION]
         return list(application["deployments"][names.SERVE_DEPLOYMENT]["replicas"])
 
+    def pids(self) -> set[int]:
+        """The processes of the replicas."""
+        return {int(replica["pid"]) for replica in self.replicas()}
+
+    def replica_urls(self) -> list[str]:
+        """Where each replica answers by itself, past the proxy."""
+        found = []
+        for pid in sorted(self.pids()):
+            listening = [
+                connection.laddr.port
+                for connection in psutil.Process(pid).net_connections("tcp")
+                if connection.status == psutil.CONN_LISTEN
+            ]
+            for port in listening:
+                url = f"http://127.0.0.1:{port}"
+                with contextlib.suppress(httpx.HTTPError):
+                    if httpx.get(f"{url}/adapters", timeout=5, trust_env=False).status_code == 200:
+                        found.append(url)
+        return found
+
+    def states(self) -> list[dict[str, dict[str, Any]]]:
+        """`GET /adapters` of each replica, by the adapter's name."""
+        answers = [httpx.get(f"{url}/adapters", timeout=30, trust_env=False).json() for url in self.replica_urls()]
+        return [{state["name"]: state for state in answer} for answer in answers]
+
     def chat(self, model: str, *, url: str | None = None, tokens: int = 12) -> httpx.Response:
         """One question to the base model or an adapter, answered greedily."""
         return httpx.post(
@@ -84,6 +111,10 @@ class ServeRig:
             timeout=60,
             trust_env=False,
         )
+
+    def models(self) -> list[dict[str, Any]]:
+        """`GET /v1/models`."""
+        return list(httpx.get(f"{self.url}/v1/models", timeout=30, trust_env=False).json()["data"])
 
     def stop(self) -> None:
         """End everything that was started."""

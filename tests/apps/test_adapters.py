@@ -58,9 +58,7 @@ class Engine:
 
     async def generate(self, *_: Any, lora_request: Any) -> AsyncIterator[Any]:
         value = -1.0 if lora_request is None or self.deaf else -2.0
-        yield SimpleNamespace(
-            prompt_logprobs=[None, {7: SimpleNamespace(logprob=value)}], outputs=[SimpleNamespace(logprobs=[])]
-        )
+        yield SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{7: SimpleNamespace(logprob=value)}])])
 
 
 class Models:

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters come and go on two replicas of a real engine behind real Ray Serve, by the Serve config alone."""
+
+import asyncio
+import os
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from adapter_files import adapter_for
+from docker_registry import a_docker_registry
+from kaito_ray.artifacts.limits import ADAPTER
+from kaito_ray.artifacts.push import pack_adapter, push_image
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.artifacts.reference import Reference
+from kaito_ray.artifacts.registry import Registry
+from kaito_ray.plan import AdapterPlan
+from kaito_ray.tiny_model import model_path
+from serve_rig import BASE, ServeRig, a_serve_rig
+from waiting import until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
+
+WAIT_S = 180
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeRig]:
+    with a_serve_rig(tmp_path_factory.mktemp("serve"), replicas=2) as running:
+        assert len(running.replica_urls()) == 2
+        yield running
+
+
+def on_volume(name: str, folder: Path, strength: float = 1.0) -> AdapterPlan:
+    return AdapterPlan(name, {"path": str(folder)}, strength)
+
+
+def deploy(rig: ServeRig, *adapters: AdapterPlan) -> None:
+    """Ask for the adapters and wait until no replica is still busy with one."""
+    rig.deploy(adapters)
+    wanted = {adapter.name for adapter in adapters}
+
+    def settled() -> bool:
+        return all(
+            states.keys() == wanted and all(state["state"] != "Loading" for state in states.values())
+            for states in rig.states()
+        )
+
+    until(settled, WAIT_S, lambda: str(rig.states()))
+
+
+def texts(rig: ServeRig, model: str) -> set[str]:
+    """What the replicas answer, each asked by itself."""
+    answers = [rig.chat(model, url=url) for url in rig.replica_urls()]
+    assert [answer.status_code for answer in answers] == [200, 200], [answer.text for answer in answers]
+    return {answer.json()["choices"][0]["text"] for answer in answers}
+
+
+def test_add_replace_and_remove_on_every_replica(rig: ServeRig, tmp_path: Path) -> None:
+    pids = rig.pids()
+    one, two = (adapter_for(model_path(), tmp_path / name, seed=seed) for seed, name in enumerate(("one", "two")))
+    base = texts(rig, BASE)
+    assert len(base) == 1
+    assert rig.chat("a").status_code == 404
+
+    deploy(rig, on_volume("a", one))
+    with_one = texts(rig, "a")
+    deploy(rig, on_volume("a", one), on_volume("b", two))
+    with_two = texts(rig, "b")
+    assert len(with_one) == len(with_two) == 1
+    assert len(base | with_one | with_two) == 3
+    assert texts(rig, BASE) == base
+
+    models = {model["id"]: model["parent"] for model in rig.models()}
+    assert models == {BASE: None, "a": BASE, "b": BASE}
+
+    deploy(rig, on_volume("a", two))  # replaced under its name, and the other one gone
+    assert texts(rig, "a") == with_two
+    assert [rig.chat("b", url=url).status_code for url in rig.replica_urls()] == [404, 404]
+
+    deploy(rig, on_volume("a", one, 0.0))
+    assert texts(rig, "a") == base  # at no strength there is no adapter
+    deploy(rig)
+    assert rig.chat("a").status_code == 404
+    assert rig.pids() == pids
+
+
+def test_strength_lies_between_nothing_and_everything(rig: ServeRig, tmp_path: Path) -> None:
+    folder = adapter_for(model_path(), tmp_path / "one", seed=3)
+    tensors = load_file(folder / WEIGHTS)
+    halved = adapter_for(model_path(), tmp_path / "halved", seed=3)
+    save_file({name: value * (0.5 if "lora_B" in name else 1) for name, value in tensors.items()}, halved / WEIGHTS)
+    deploy(rig, on_volume("half", folder, 0.5), on_volume("halved", halved))
+    assert texts(rig, "half") == texts(rig, "halved")
+    deploy(rig)
+
+
+def test_bad_ones_of_every_kind_while_the_base_answers(rig: ServeRig, tmp_path: Path) -> None:
+    pids = rig.pids()
+    stop, failures = threading.Event(), []
+
+    def base_traffic() -> None:
+        while not stop.is_set():
+            answer = rig.chat(BASE, tokens=4)
+            if answer.status_code != 200:
+                failures.append(answer.text)
+
+    def broken(name: str, change: Callable[[Path], None], **config: Any) -> AdapterPlan:
+        folder = adapter_for(model_path(), tmp_path / name, seed=4, **config)
+        change(folder)
+        return on_volume(name, folder)
+
+    def keep(_: Path) -> None:
+        """Nothing but the configuration is wrong."""
+
+    def truncate(folder: Path) -> None:
+        os.truncate(folder / WEIGHTS, (folder / WEIGHTS).stat().st_size // 2)
+
+    def make_pickle(folder: Path) -> None:
+        (folder / WEIGHTS).unlink()
+        (folder / "adapter_model.bin").write_bytes(pickle.dumps({"x": 1}))
+
+    def zero(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        save_file({name: value * ("lora_A" in name) for name, value in tensors.items()}, folder / WEIGHTS)
+
+    def widen(folder: Path) -> None:
+        tensors = load_file(folder / WEIGHTS)
+        wide = {name: np.repeat(value, 2, 1 if "lora_A" in name else 0) for name, value in tensors.items()}
+        save_file({name: np.ascontiguousarray(value) for name, value in wide.items()}, folder / WEIGHTS)
+
+    good = on_volume("good", adapter_for(model_path(), tmp_path / "good", seed=5))
+    bad = [
+        (broken("big", keep, rank=128), Reason.RANK_TOO_HIGH),
+        (broken("dora", keep, use_dora=True), Reason.UNSUPPORTED_FEATURE),
+        (broken("saves", keep, modules_to_save=["lm_head"]), Reason.UNSUPPORTED_FEATURE),
+        (broken("empty", keep, target_modules=[]), Reason.INVALID_CONFIG),
+        (broken("cut", truncate), Reason.CORRUPT_WEIGHTS),
+        (broken("pickle", make_pickle), Reason.PICKLE),
+        (broken("zero", zero), Reason.CHANGES_NOTHING),
+        (broken("wide", widen), Reason.WRONG_BASE),
+        (on_volume("missing", tmp_path / "nowhere"), Reason.PATH_NOT_FOUND),
+        (AdapterPlan("metadata", {"urls": ["http://169.254.169.254/a.tar"]}), Reason.URL_REFUSED),
+        (AdapterPlan("down", {"image": "127.0.0.1:1/team/adapter:1"}), Reason.CONNECTION_FAILED),
+    ]
+    expected = {plan.name: str(reason) for plan, reason in bad} | {"good": ""}
+    with ThreadPoolExecutor(4) as clients:
+        for _ in range(4):
+            clients.submit(base_traffic)
+        try:
+            deploy(rig, good, *(plan for plan, _ in bad))
+            for states in rig.states():
+                assert {name: state["reason"] for name, state in states.items()} == expected
+                assert all(bool(state["error"]) == (name != "good") for name, state in states.items())
+            assert len(texts(rig, "good")) == 1
+            assert {rig.chat(plan.name).status_code for plan, _ in bad} == {404}
+        finally:
+            stop.set()
+    assert not failures
+    assert rig.pids() == pids
+    deploy(rig)
+
+
+async def push(folder: Path, image: str, work: Path) -> str:
+    config, layer = pack_adapter(folder, work)
+    async with Registry(Reference.parse(image), ADAPTER) as client:
+        return await push_image(client, config, [layer], {})
+
+
+def test_images_of_a_real_registry(rig: ServeRig, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with a_docker_registry(tmp_path / "registry") as registry:
+            image = registry.image("team/adapter:1.0")
+            one, two = (
+                adapter_for(model_path(), tmp_path / name, seed=seed) for seed, name in ((6, "one"), (7, "two"))
+            )
+            first = await push(one, image, tmp_path)
+            await asyncio.to_thread(deploy, rig, AdapterPlan("a", {"image": image}))
+            assert {states["a"]["digest"] for states in rig.states()} == {first}
+            with_one = texts(rig, "a")
+            second = await push(two, image, tmp_path)
+            # The same tag is another image now; naming its digest brings it in.
+            await asyncio.to_thread(deploy, rig, AdapterPlan("a", {"image": image, "digest": second}))
+            assert {states["a"]["digest"] for states in rig.states()} == {second}
+            assert texts(rig, "a") != with_one
+
+    asyncio.run(scenario())
+    deploy(rig)
