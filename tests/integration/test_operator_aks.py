@@ -24,6 +24,7 @@ pytestmark = pytest.mark.timeout(180)
 A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
 # Passes are 10 seconds and more apart while Azure works, as they are in real life.
 PATIENCE_S = 60
+ORPHAN = "korphan"
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,8 @@ def azure_of_all(cluster: TestCluster) -> Iterator[FakeArm]:
     """Azure on the clock of the wall, in the loop of the cluster; its machines join that cluster."""
     arm = FakeArm(lambda: datetime.now(UTC), create_s=1.5, scale_s=1.0, delete_s=1.0)
     arm.add_pool("system", count=0)
+    orphan = {"kaito-ray-workspace-uid": "gone", "kaito-ray-created": "2026-01-01T00:00:00Z"}
+    arm.add_pool(ORPHAN, count=0, mode="User", tags=orphan)
     nodes = FakeNodes(arm, register_s=0.2, plugin_s=0.8)
     kubelets = cluster.simulate().nodes
     cluster.run(arm.__aenter__())
@@ -105,10 +108,10 @@ def test_from_apply_to_ready_to_gone(client: Client, arm: FakeArm) -> None:
     assert node.startswith(f"aks-{pool['name']}-")
 
     client.delete(get(client, "phi"))
-    client.wait(lambda: arm.calls("DELETE"), bool, PATIENCE_S)
+    client.wait(lambda: arm.calls("DELETE", put.path), bool, PATIENCE_S)
     assert get(client, "phi")["metadata"]["finalizers"], "the finalizer stays until the pool is gone"
     wait_until_gone(client, API, "Workspace", "phi", PATIENCE_S)
-    assert list(arm.pools) == ["system"]
+    assert arm.pools.keys() - {ORPHAN} == {"system"}
     assert [one["metadata"]["name"] for one in client.list("v1", "Node")] == ["cpu-1"]
 
 
@@ -140,6 +143,11 @@ def test_an_evicted_node_shows_and_is_replaced(client: Client, arm: FakeArm) -> 
     gone(client, "spot")
 
 
+def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeArm) -> None:
+    assert client.list(API, "Workspace", "default") == []
+    until(lambda: ORPHAN not in arm.pools or arm.pools[ORPHAN].state == "Deleting", 90)
+
+
 def test_an_operator_killed_after_the_pool_was_asked_for(
     cluster: TestCluster, arm: FakeArm, operator: Operator, tmp_path: Path
 ) -> None:
@@ -162,7 +170,7 @@ def test_an_operator_killed_after_the_pool_was_asked_for(
         assert len(arm.calls("PUT")) == 1
         assert workspace["status"]["nodePool"]["attempt"] == 1
         gone(client, "orphan")
-    assert list(arm.pools) == ["system"]
+    assert arm.pools.keys() - {ORPHAN} == {"system"}
 
 
 def test_an_operator_without_an_identity_says_what_is_missing(cluster: TestCluster, tmp_path: Path) -> None:
