@@ -57,12 +57,13 @@ def serve_view(name: str, plan: ServePlan, preset: Preset, sku: Sku, better: Off
 def tune_view(plan: TunePlan, sku: Sku) -> RenderableType:
     """One TunePlan for a person."""
     workers = f"{plan.workers} worker{'s' if plan.workers > 1 else ''}"
+    training = plan.arguments["training"]
     return Group(
         Text.assemble((plan.name, "bold"), f"  tunes {plan.model} with {plan.method}"),
         Text(f"  {_nodes(plan, sku)}{_price(plan.hourly_usd)}"),
         Text(
-            f"  {workers}, each with the whole model; examples up to {plan.arguments['max_length']:,} tokens in "
-            f"{plan.arguments['compute_dtype']}"
+            f"  {workers}, each with the whole model in {plan.arguments['model']['dtype']}; examples up to "
+            f"{training['max_length']:,} tokens, {training['per_device_train_batch_size']} at a time"
         ),
         *_warnings(plan.warnings),
     )

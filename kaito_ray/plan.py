@@ -140,6 +140,8 @@ class ServePlan(Target):
     local_weights_host_path: str | None = None
     volumes: tuple[Mapping[str, Any], ...] = ()
     """VolumeSources of adapters, by adapter name: `{"name": ..., "source": {...}, "mount": ...}`."""
+    default_adapter: str | None = None
+    """The adapter that `/chat` answers with when a request names no model; None is the base model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +181,18 @@ def plan(
     from kaito_ray.inference_config import parse_inference_config
     from kaito_ray.plan_serve import plan_serve
     from kaito_ray.plan_tune import plan_tune
+    from kaito_ray.training_config import parse_training_config
 
     if workspace.tuning is not None:
-        return plan_tune(workspace, workspace.tuning, preset, sku, settings, sizes=sizes)
+        return plan_tune(
+            workspace,
+            workspace.tuning,
+            preset,
+            sku,
+            settings,
+            config=parse_training_config(config, workspace.tuning.method),
+            sizes=sizes,
+        )
     if workspace.inference is None:
         raise InvalidManifest(
             [Problem(("inference",), "there is nothing to plan: neither inference nor tuning is set")]

@@ -37,7 +37,7 @@ def plan_record(plan: Plan) -> dict[str, Any]:
         "tensorParallel": None,
         "pipelineParallel": None,
         "replicas": None,
-        "maxModelLen": plan.arguments.get("max_length"),
+        "maxModelLen": plan.arguments["training"]["max_length"],
         "kvBytesPerToken": None,
         "method": plan.method,
         "workers": plan.workers,

@@ -1,21 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tuning Workspace, its preset and size in; a TunePlan out. Called by plan.plan()."""
+"""A tuning Workspace, its preset and size in; a TunePlan out. Called by plan.plan().
 
-from typing import Any
+`TunePlan.arguments` holds every option of the job: what the user's ConfigMap says, and for the rest KAITO's defaults
+(reference: its `lora` and `qlora` templates) or what fits the model on that GPU. tune_arguments.py makes the job's file
+of a plan.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
 from kaito_ray.advise import hourly_usd
-from kaito_ray.errors import DoesNotFit
+from kaito_ray.errors import DoesNotFit, InvalidManifest, KaitoRayError, Problem
+from kaito_ray.names import ANNOTATION_AFTER_TUNING
 from kaito_ray.plan import TunePlan
+from kaito_ray.plan_served import plan_served_after_tuning, releases_nodes
 from kaito_ray.plan_target import HEAD, require_usable, size_warnings, worker_size
 from kaito_ray.preset import Preset
+from kaito_ray.render.claim import NO_STORAGE
 from kaito_ray.settings import Settings
-from kaito_ray.shape import GIB
-from kaito_ray.sku import Sizes, Sku
+from kaito_ray.sku import Sizes, Sku, partitioned
+from kaito_ray.training_config import TrainingConfig
+from kaito_ray.tune_sizing import Load, accumulation, available_gib, candidates, learning_rate, training_gib
 from kaito_ray.workspace import DataDestination, DataSource, Tuning, Workspace
 
-# Adapters of rank 8 on every linear layer: KAITO's default rank, and the layers its phi-3 presets name.
-_RANK = 8
-_LENGTH = 2048
+# KAITO's defaults for both methods; all linear layers are what its phi-3 presets name.
+_RANK, _ALPHA = 8, 8
+# Fewer steps than these teach a model little, so that a small data set is gone through more often than thrice.
+_MIN_STEPS = 150
+_WARMUP = 0.03
+_SEED = 42
 
 
 def plan_tune(
@@ -25,28 +39,29 @@ def plan_tune(
     sku: Sku | None,
     settings: Settings,
     *,
+    config: TrainingConfig,
     sizes: Sizes | None,
 ) -> TunePlan:
     """Every decision about tuning; raises DoesNotFit when one GPU cannot hold the model while it learns."""
     if not preset.tuning:
         raise DoesNotFit(f"{preset.name} cannot be tuned: kaito-ray has no tuning facts about it", reason="NotTunable")
     nodes = min(workspace.resource.count, settings.max_nodes)
-    quantised = tuning.method == "qlora"
-    length = min(preset.context, _LENGTH)
-    needed = training_gib(preset, quantised=quantised, length=length)
+    if nodes > 1 and settings.checkpoint_storage_class == NO_STORAGE and tuning.output.volume_source is None:
+        message = "several nodes need storage that all of them see, and the operator's setting"
+        raise InvalidManifest(
+            [Problem(("resource", "count"), f"{message} CHECKPOINT_STORAGE_CLASS is none; write 1, or give a volume")]
+        )
     warnings: list[str] = []
     if sku is None:
-        sku = _cheapest(preset, sizes, needed)
+        sku = _cheapest(preset, sizes, tuning.method, config)
         warnings.append(f"resource.instanceType is empty, so the cheapest size that fits was taken: {sku.name}")
     require_usable(sku)
-    available = _available_gib(sku)
-    if needed > available:
-        instead = "" if quantised else "; qlora needs about a quarter of the weights"
-        raise DoesNotFit(
-            f"{tuning.method} of {preset.name} needs {needed:.1f} GiB on one GPU, {sku.name} has {available:.1f}"
-            f"{instead}"
-        )
-    return TunePlan(
+    if partition := workspace.resource.partition:
+        sku = partitioned(sku, mode=partition.mode, profile=partition.profile, count=partition.count)
+    load = _fit(preset, sku, tuning.method, config)
+    worker = worker_size(sku)
+    workers = nodes * max(sku.gpus, 1)
+    plan = TunePlan(
         name=workspace.metadata.name,
         namespace=workspace.metadata.namespace,
         uid=workspace.metadata.uid,
@@ -57,58 +72,170 @@ def plan_tune(
         nodes=nodes,
         gpus_per_node=sku.gpus,
         head=HEAD,
-        worker=worker_size(sku),
+        worker=worker,
         weights_gib=preset.weights_gib,
         hourly_usd=hourly_usd(sku, nodes),
-        warnings=(*warnings, *size_warnings(sku)),
+        warnings=(*warnings, *size_warnings(sku), *config.warnings),
         method=tuning.method,
-        workers=max(nodes * sku.gpus, 1),
-        arguments={
-            "compute_dtype": "bfloat16" if sku.bfloat16 else "float16" if sku.gpus else "float32",
-            "lora_r": _RANK,
-            "lora_alpha": _RANK,
-            "max_length": length,
-            "per_device_train_batch_size": 1,
-            "target_modules": "all-linear",
-        },
+        workers=workers,
+        arguments=_arguments(preset, sku, tuning.method, config, load, workers=workers, node_cpus=worker.cpus),
         input=_source(tuning.input),
         output=_destination(tuning.output),
         config=tuning.config or None,
         hf_token_secret=tuning.preset.preset_options.model_access_secret or None,
     )
+    return _with_serving(plan, workspace, preset, sku, settings)
 
 
-def _available_gib(sku: Sku) -> float:
-    """What one worker may fill: a GPU less its context, or this machine less its processes."""
-    return sku.gpu_gib - 1.0 if sku.gpus else sku.ram_gib - 3.0
+def _dtype(sku: Sku, config: TrainingConfig) -> Literal["bfloat16", "float16", "float32"]:
+    """The user's wish where the hardware computes in it: KAITO's template asks for bfloat16 on any GPU."""
+    if config.model.get("dtype") == "float32" or not sku.gpus:
+        return "float32"
+    if not sku.bfloat16 or config.model.get("dtype") == "float16":
+        return "float16"
+    return "bfloat16"
 
 
-def _cheapest(preset: Preset, sizes: Sizes | None, needed: float) -> Sku:
+def _bits(method: str, sku: Sku | None, config: TrainingConfig) -> int:
+    if method == "qlora":
+        return 8 if config.quantization.get("load_in_8bit") else 4
+    return 32 if sku is not None and _dtype(sku, config) == "float32" else 16
+
+
+def _loads(preset: Preset, sku: Sku | None, method: str, config: TrainingConfig) -> list[Load]:
+    asked = Load(
+        bits=_bits(method, sku, config),
+        rank=config.lora.get("r", _RANK),
+        batch=0,
+        length=0,
+        checkpointing=config.training.get("gradient_checkpointing", sku is None or sku.gpus > 0),
+    )
+    wanted = config.training
+    return list(
+        candidates(preset, asked, batch=wanted.get("per_device_train_batch_size"), length=wanted.get("max_length"))
+    )
+
+
+def _fit(preset: Preset, sku: Sku, method: str, config: TrainingConfig) -> Load:
+    """The first of the candidates that fits."""
+    loads = _loads(preset, sku, method, config)
+    available = available_gib(sku)
+    for load in loads:
+        if training_gib(preset, load) <= available:
+            return load
+    least = loads[-1]
+    instead = "" if method == "qlora" else "; qlora needs about a quarter of the weights"
+    raise DoesNotFit(
+        f"{method} of {preset.name} needs {training_gib(preset, least):.1f} GiB on one GPU with {least.length} tokens"
+        f" and a batch of {least.batch}, {sku.name} has {available:.1f}{instead}"
+    )
+
+
+def _cheapest(preset: Preset, sizes: Sizes | None, method: str, config: TrainingConfig) -> Sku:
+    """The cheapest size on which the most wanted length and a batch of one fit."""
+    loads = _loads(preset, None, method, config)
+    needed = training_gib(preset, next(one for one in loads if one.batch == min(load.batch for load in loads)))
     fitting = [
-        sku for sku in sizes or () if sku.suggested and sku.usd_per_hour is not None and _available_gib(sku) >= needed
+        sku for sku in sizes or () if sku.suggested and sku.usd_per_hour is not None and available_gib(sku) >= needed
     ]
     if not fitting:
         raise DoesNotFit(f"no size that kaito-ray may choose holds {preset.name} while it learns ({needed:.1f} GiB)")
     return min(fitting, key=lambda sku: (sku.usd_per_hour or 0.0, sku.name))
 
 
-def training_gib(preset: Preset, *, quantised: bool, length: int) -> float:
-    """Memory of one worker, which holds a whole copy of the base model.
+def _arguments(
+    preset: Preset,
+    sku: Sku,
+    method: str,
+    config: TrainingConfig,
+    load: Load,
+    *,
+    workers: int,
+    node_cpus: float,
+) -> dict[str, Any]:
+    """The options of tune_jobs/arguments.py that do not depend on where the job runs."""
+    dtype = _dtype(sku, config)
+    # One CPU of each node is left to the job's driver and to Ray.
+    share = (node_cpus - 1) / sku.gpus if sku.gpus else node_cpus / workers
+    return {
+        "use_gpu": sku.gpus > 0,
+        "cpus_per_worker": float(max(1, int(share))),
+        "model": {
+            "dtype": dtype,
+            "trust_remote_code": preset.trust_remote_code,
+            "attn_implementation": config.model.get("attn_implementation"),
+            "chat_template": config.model.get("chat_template") or preset.chat_template,
+        },
+        "quantization": _quantization(method, dtype, config.quantization),
+        "lora": {
+            "r": _RANK,
+            "lora_alpha": _ALPHA,
+            "lora_dropout": 0.0,
+            "target_modules": "all-linear",
+            **config.lora,
+        },
+        "training": _training(preset, dtype, load, workers, config),
+        "epochs_min_steps": None if {"num_train_epochs", "max_steps"} & config.training.keys() else _MIN_STEPS,
+        "data": {
+            "format": config.data.get("format"),
+            "messages_column": config.data.get("messages_column"),
+            "context_column": config.data.get("context_column"),
+            "response_column": config.data.get("response_column"),
+            "path": config.data.get("dataset_path", ""),
+            "extension": config.data.get("dataset_extension", ""),
+            "train_share": config.data.get("train_test_split", 1.0),
+            "seed": config.data.get("shuffle_seed", _SEED),
+        },
+    }
 
-    Weights: 16 bits, or nf4 with double quantisation, 4.127 bits per weight of the layers (the QLoRA paper, arXiv
-    2305.14314), with embedding and output head in 16 bits. Adapter: rank x (inputs + outputs) of every linear layer,
-    about 20 x hidden per layer, in float32 with its gradient and Adam's two moments, 16 bytes each. Activations with
-    gradient checkpointing: one hidden state per layer, one layer's own in full, and the logits with their gradient in
-    float32. 1 GiB for CUDA and the allocator.
-    """
-    tables = 2 * preset.vocab_size * preset.hidden_size * 2 / GIB
-    layers = max(preset.engine_gib - tables, 0.0)
-    weights = layers * (4.127 / 16 if quantised else 1.0) + min(tables, preset.engine_gib)
-    adapter = 16 * _RANK * 20 * preset.hidden_size * preset.layers / GIB
-    inner = preset.intermediate_size or 4 * preset.hidden_size
-    activations = length * 2 * (preset.layers * preset.hidden_size + 8 * preset.hidden_size + 6 * inner) / GIB
-    logits = 2 * 4 * length * preset.vocab_size / GIB
-    return weights + adapter + activations + logits + 1.0
+
+def _quantization(method: str, dtype: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """KAITO's qlora template; the GPU must be able to compute in what is asked for."""
+    if method == "lora":
+        return None
+    if wanted.get("load_in_8bit"):
+        return {**wanted, "load_in_4bit": False}
+    template = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return {**template, **wanted, "bnb_4bit_compute_dtype": dtype}
+
+
+def _training(preset: Preset, dtype: str, load: Load, workers: int, config: TrainingConfig) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "learning_rate": learning_rate(preset),
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": _WARMUP,
+        "seed": _SEED,
+        **config.training,
+        "per_device_train_batch_size": load.batch,
+        "max_length": load.length,
+        "gradient_checkpointing": load.checkpointing,
+        "bf16": dtype == "bfloat16",
+        "fp16": dtype == "float16",
+    }
+    options.setdefault("gradient_accumulation_steps", accumulation(load.batch, workers))
+    options.setdefault("per_device_eval_batch_size", load.batch)
+    options.setdefault("dataloader_pin_memory", dtype != "float32")
+    if load.checkpointing:
+        # Reentrant checkpointing loses gradients behind the frozen embedding and fails under DDP.
+        options.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    if not config.data.get("shuffle_dataset", True):
+        options.setdefault("train_sampling_strategy", "sequential")
+    return options
+
+
+def _with_serving(plan: TunePlan, workspace: Workspace, preset: Preset, sku: Sku, settings: Settings) -> TunePlan:
+    """The plan with a warning when the model, unquantised as it is served, will not fit once it is tuned."""
+    if releases_nodes(workspace):
+        return plan
+    try:
+        plan_served_after_tuning(workspace, plan, preset, sku, settings)
+    except KaitoRayError as error:
+        message = (
+            f"it can be tuned here but not served afterwards: {error}; with {ANNOTATION_AFTER_TUNING}: release the"
+            " nodes are given back when it is tuned"
+        )
+        return replace(plan, warnings=(*plan.warnings, message))
+    return plan
 
 
 def _source(source: DataSource) -> dict[str, Any]:

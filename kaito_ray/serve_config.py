@@ -131,6 +131,7 @@ def _deployment(plan: ServePlan) -> dict[str, Any]:
                 {"name": adapter.name, "source": dict(sorted(adapter.source.items())), "strength": adapter.strength}
                 for adapter in sorted(plan.adapters, key=lambda adapter: adapter.name)
             ],
+            **({"default_adapter": plan.default_adapter} if plan.default_adapter else {}),
             "max_queued_requests": plan.max_queued_requests,
         },
     }

@@ -52,5 +52,7 @@ class UserConfig(_Frozen):
     """What may change without a restart."""
 
     adapters: tuple[Adapter, ...] = ()
+    default_adapter: str | None = None
+    """The one of them that `/chat` answers with when a request names no model; None is the base model."""
     max_queued_requests: int | None = None
     """Requests that may wait for a place in the engine before others get 429; None is the engine's own width."""

@@ -7,7 +7,8 @@
 A prompt is continued as it stands, messages go through the model's chat template. Everything wrong with a request is
 a 400 `{"detail": "<sentences>"}`; a `model` that is neither the base model nor an adapter is a 404.
 
-New here: `model` chooses an adapter, and `stream: true` answers with server-sent events, each
+New here: `model` chooses an adapter (a Workspace that tuned its model answers with its own adapter unless told
+otherwise), and `stream: true` answers with server-sent events, each
 `data: {"Result": "<next piece>"}`, then `data: [DONE]`; the pieces joined are the `Result` of the plain answer. An
 error after the first piece is `data: {"detail": "<sentence>"}` and ends the stream.
 
@@ -226,9 +227,14 @@ def _kept_tokens(request: ChatRequest, context: int) -> int | None:
 
 def _adapter(http: "Request", name: str | None) -> "LoRARequest | None":
     models = http.app.state.openai_serving_models
-    if name is None or models.is_base_model(name):
+    default = getattr(http.app.state, "default_adapter", None) if name is None else None
+    wanted = name or default
+    if wanted is None or models.is_base_model(wanted):
         return None
-    adapter: LoRARequest | None = models.lora_requests.get(name)
+    adapter: LoRARequest | None = models.lora_requests.get(wanted)
+    if adapter is None and default:
+        # The base model would answer as if nothing had been tuned.
+        raise Refused(503, f"The adapter `{default}` is not loaded; GET /adapters says why")
     if adapter is None:
         raise Refused(404, f"The model `{name}` does not exist")
     return adapter

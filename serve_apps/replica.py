@@ -40,6 +40,7 @@ class Replica:
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
         self._adapters = Adapters(app.state.openai_serving_models, _stager(self._arguments))
         _add_routes(app, self._adapters)
+        self._state = app.state
         self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)
         folder = self._arguments.api_keys_dir
         return AllowList(app, queue=self._queue, keys=ApiKeys(Path(folder)) if folder else None)
@@ -50,6 +51,7 @@ class Replica:
         if config.max_queued_requests is not None:
             self._queue.waiting_max = config.max_queued_requests
         engine.limit_queue(self._engine, self._queue.waiting_max)
+        self._state.default_adapter = config.default_adapter
         await self._adapters.apply(config.adapters)
 
     async def check_health(self) -> None:

@@ -100,7 +100,13 @@ def a_tune_plan(**overrides: Any) -> TunePlan:
         warnings=(),
         method="qlora",
         workers=1,
-        arguments={"epochs": 3, "r": 8},
+        arguments={
+            "use_gpu": True,
+            "model": {"dtype": "bfloat16"},
+            "lora": {"r": 8, "lora_alpha": 8},
+            "training": {"max_length": 2048, "per_device_train_batch_size": 8},
+            "data": {},
+        },
         input={"urls": ["https://example.com/data/train.parquet?download=true"]},
         output={"image": "registry.example.com/adapters/phi-3:0.0.1", "imagePushSecret": "registry-push"},
     )

@@ -46,8 +46,8 @@ class Data(_Frozen):
     """Only files of this kind, such as parquet; empty is every kind that can be read."""
     train_share: float = Field(1.0, gt=0, le=1)
     """The rest is held back and evaluated at the end of each epoch."""
-    shuffle: bool = True
     seed: int = 42
+    """Of the split."""
 
 
 class Output(_Frozen):
@@ -65,7 +65,7 @@ class Folders(_Frozen):
     cache: Path
     """Downloads; may be shared by jobs."""
     pull_auth: Path | None = None
-    """Docker configurations, one file per Secret."""
+    """Docker configurations, one file per Secret; need not exist."""
     push_auth: Path | None = None
 
 

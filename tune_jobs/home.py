@@ -125,6 +125,6 @@ def fingerprint(arguments: Arguments, data_digest: str, versions: tuple[str, ...
     document = arguments.model_dump(
         mode="json", include={"method", "workers", "model", "quantization", "lora", "training", "epochs_min_steps"}
     )
-    split = arguments.data.model_dump(mode="json", include={"train_share", "shuffle", "seed"})
+    split = arguments.data.model_dump(mode="json", include={"train_share", "seed"})
     text = json.dumps([document, split, data_digest, versions], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

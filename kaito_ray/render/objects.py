@@ -11,7 +11,7 @@ from typing import assert_never
 
 from kaito_ray.plan import Plan, ServePlan, TunePlan
 from kaito_ray.render.claim import checkpoint_claim, claim_name
-from kaito_ray.render.configmap import tune_arguments
+from kaito_ray.render.configmap import tune_arguments_map
 from kaito_ray.render.dumper import dump_yaml
 from kaito_ray.render.metadata import KubeObject
 from kaito_ray.render.networkpolicy import network_policy
@@ -51,7 +51,7 @@ def _tuning(plan: TunePlan, settings: Settings) -> list[KubeObject]:
     job = ray_job_name(plan)
     claim = claim_name(plan, job, settings)
     return [
-        tune_arguments(plan, job),
+        tune_arguments_map(plan, job),
         *([checkpoint_claim(plan, claim, settings)] if claim else []),
         network_policy(plan, settings),
         # Training stops when any of its workers goes.

@@ -52,8 +52,8 @@ def a_plan(model: str, size: str, *, method: str = "qlora", count: int = 1, **tu
 )
 def test_every_gpu_becomes_a_worker(model: str, size: str, method: str, workers: int, dtype: str) -> None:
     made = a_plan(model, size, method=method)
-    assert (made.method, made.workers, made.arguments["compute_dtype"]) == (method, workers, dtype)
-    assert made.arguments["max_length"] <= CATALOGUE.get(model).context
+    assert (made.method, made.workers, made.arguments["model"]["dtype"]) == (method, workers, dtype)
+    assert made.arguments["training"]["max_length"] <= CATALOGUE.get(model).context
     assert dict(made.input) == {"urls": URLS}
     assert dict(made.output) == {"image": "registry.example.com/a:1", "imagePushSecret": "push"}
 

@@ -66,7 +66,7 @@ def test_the_job_reads_its_arguments_from_a_file() -> None:
     arguments = json.loads(objects["ConfigMap"]["data"]["arguments.json"])
     assert objects["ConfigMap"]["metadata"]["name"] == name
     assert (arguments["method"], arguments["workers"]) == ("qlora", 1)
-    assert arguments["input"]["urls"] == ["https://example.com/data/train.parquet?download=true"]
+    assert arguments["data"]["source"]["urls"] == ["https://example.com/data/train.parquet?download=true"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_changed_wish_is_another_job(change: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("change", [{"arguments": {"epochs": 4}}, {"hourly_usd": 9.0}, {"warnings": ("new",)}])
+@pytest.mark.parametrize("change", [{"arguments": {**a_tune_plan().arguments, "epochs_min_steps": 4}}, {"hourly_usd": 9.0}, {"warnings": ("new",)}])
 def test_other_defaults_of_ours_do_not_train_again(change: dict[str, Any]) -> None:
     assert (
         by_kind(a_tune_plan())["RayJob"]["metadata"]["name"]
