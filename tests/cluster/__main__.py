@@ -28,11 +28,13 @@ def main() -> None:
     parser.add_argument("--instance-type", default="Standard_NC24ads_A100_v4", help="of each GPU node")
     parser.add_argument("--big", action="store_true", help="nodes without limits, for benchmarks")
     parser.add_argument("--start-s", type=float, default=0.5, help="what a container needs to start")
+    parser.add_argument("--bare", action="store_true", help="no scheduler, kubelets or KubeRay: objects just stay")
     given = parser.parse_args()
     size = {"cpu": "1M", "memory": "1Pi", "pods": 1_000_000} if given.big else {}
     with TestCluster(port=given.port) as cluster:
         cluster.client.install(_definitions(given.crds))
-        cluster.simulate(Pace(start_s=given.start_s, deploy_s=given.start_s))
+        if not given.bare:
+            cluster.simulate(Pace(start_s=given.start_s, deploy_s=given.start_s))
         for text in given.node:
             name, *labels = text.split()
             cluster.add_node(name, labels=dict(one.split("=", 1) for one in labels), **size)

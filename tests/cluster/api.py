@@ -15,6 +15,7 @@ from cluster.access import Access, User, impersonated, user_of
 from cluster.addresses import Addresses
 from cluster.admission import Webhooks
 from cluster.call import Call
+from cluster.claim_protection import ClaimProtection
 from cluster.conversion import from_storage
 from cluster.decoding import parse_body
 from cluster.definition import Definitions
@@ -56,6 +57,7 @@ class Api:
         self.listing = Listing(self.store)
         self.watching = Watching(self.store, bookmark_s)
         self.garbage = Garbage(self.store, registry, self.verbs, self.deletion)
+        self.claims = ClaimProtection(self.store)
         self.definitions = Definitions(self.store, registry, crd_delay_s)
         self.access = Access(self.store)
         self.subresources = Subresources(self.store, self.verbs, self.deletion)

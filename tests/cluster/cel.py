@@ -116,7 +116,9 @@ def rule_problems(
         transition = re.search(r"\boldSelf\b", rule["rule"]) is not None
         if (transition and not has_old and not rule.get("optionalOldSelf")) or (only_transitions and not transition):
             continue
-        variables = json.dumps([value, old if transition and has_old else None], sort_keys=True)
+        fields = _fields_used(rule["rule"] + rule.get("messageExpression", ""))
+        before = _narrowed(old, fields) if transition and has_old else None
+        variables = json.dumps([_narrowed(value, fields), before], sort_keys=True)
         message = _verdict(_Typed(node), json.dumps(rule, sort_keys=True), variables, transition)
         if message is not None:
             field = path + rule.get("fieldPath", "") if path else rule.get("fieldPath", "").lstrip(".")
@@ -124,6 +126,20 @@ def rule_problems(
             seen = json.dumps(node.type or "object")
             problems.append(Problem(field or "<nil>", reason, _REASONS[reason].format(seen=seen, message=message)))
     return problems
+
+
+@functools.lru_cache(maxsize=4096)
+def _fields_used(expression: str) -> frozenset[str] | None:
+    """The fields of self and oldSelf that an expression looks at, or None when it may look at all of them."""
+    mentions = re.findall(r"\b(?:self|oldSelf)\b(?:\.(\w+)(?!\w|\())?", expression)
+    return None if any(not name or name.startswith("__") for name in mentions) else frozenset(mentions)
+
+
+def _narrowed(value: Any, fields: frozenset[str] | None) -> Any:
+    """The part of an object that counts, so that objects which differ elsewhere share their answers."""
+    if fields is None or not isinstance(value, dict):
+        return value
+    return {key: part for key, part in value.items() if key in fields}
 
 
 class _Typed:

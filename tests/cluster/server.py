@@ -2,6 +2,10 @@
 """A Kubernetes API server for tests: `with TestCluster() as cluster:` and it answers at `cluster.url`.
 
 It runs in a thread with a loop of its own, so that kopf, synchronous clients and kubectl can all use it at once.
+What a real server has and this one has not: exec, attach and kubectl's port-forward; protobuf bodies but for a few
+kinds (protobuf.py); the cost limits of CEL rules; quotas; the controllers of Deployments, StatefulSets, DaemonSets and
+Jobs. Watches, conflicts, validation and refusals are meant to be the same to the word; where one is found that is not,
+that is a bug here.
 """
 
 import asyncio
@@ -21,6 +25,7 @@ from cluster.call import Call
 from cluster.client import Client
 from cluster.container_state import Script
 from cluster.faults import Fault
+from cluster.furniture import furniture
 from cluster.listener import Listener
 from cluster.ray_job_simulator import Running
 from cluster.ray_service_simulator import Serving
@@ -92,6 +97,9 @@ class TestCluster:
         self.api = Api(registry, TOKEN, bookmark_s=self._bookmark_s, crd_delay_s=self._crd_delay_s)
         for name in ("default", "kube-system", "kube-public", "kube-node-lease"):
             await self.api.verbs.create(_admin_call(self.api, "namespaces"), {"metadata": {"name": name}})
+        for table, obj in furniture():
+            namespace = obj["metadata"].get("namespace", "")
+            await self.api.verbs.create(_admin_call(self.api, table, namespace), obj)
         self._listener = Listener(self.api, self._port)
         await self._listener.start()
         self.url = self._listener.url

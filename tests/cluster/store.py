@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from cluster.resource import Object
 
+# How many of a table's latest changes keep their bytes, for watches that are about to send them.
+_WARM = 256
 Key = tuple[str, str]
 """Namespace (empty for cluster-scoped objects) and name."""
 
@@ -35,6 +37,10 @@ class Entry:
         """Namespace and name."""
         metadata = self.object["metadata"]
         return metadata.get("namespace", ""), metadata["name"]
+
+    def forget_bytes(self) -> None:
+        """Give the memory of the cached bytes back; they are made again when asked for."""
+        self._bytes.clear()
 
     def bytes(self, version: str, convert: Callable[[Object, str], Object]) -> bytes:
         """The object as JSON in an apiVersion."""
@@ -65,19 +71,33 @@ class Table:
     def __init__(self, history: int) -> None:
         self.entries: dict[Key, Entry] = {}
         self.log: list[Change] = []
+        # Older revisions than `compacted` cannot be watched from; of this table's own changes, those up to `dropped`
+        # are forgotten.
         self.compacted = 0
+        self.dropped = 0
         self._history = history
         self._wakers: set[asyncio.Event] = set()
 
     def record(self, change: Change) -> None:
         """Append to the log, forget its oldest part when it is long, and wake the watches."""
         self.log.append(change)
+        if len(self.log) > _WARM:
+            cool = self.log[-_WARM].entry
+            if self.entries.get(cool.key) is not cool:
+                cool.forget_bytes()
         if len(self.log) > 2 * self._history:
             cut = len(self.log) - self._history
-            self.compacted = self.log[cut - 1].revision
+            self.compacted = self.dropped = self.log[cut - 1].revision
             del self.log[:cut]
         for waker in self._wakers:
             waker.set()
+
+    def forget(self, revision: int) -> None:
+        """Drop the log; `revision` is the store's."""
+        self.compacted = revision
+        if self.log:
+            self.dropped = self.log[-1].revision
+        self.log.clear()
 
     def since(self, revision: int) -> list[Change]:
         """The changes after a revision, oldest first."""
@@ -104,7 +124,7 @@ class Table:
 class Store:
     """All tables. Every write takes the next revision; `listeners` hear of each change at once."""
 
-    def __init__(self, history: int = 20_000) -> None:
+    def __init__(self, history: int = 2_000) -> None:
         # A fresh real server is never at revision 1 either; clients must not count on small numbers.
         self.revision = 100
         self.tables: dict[str, Table] = {}
@@ -148,8 +168,7 @@ class Store:
     def compact(self) -> None:
         """Forget all history, so that watches and lists from older revisions get 410 Gone."""
         for table in self.tables.values():
-            table.compacted = self.revision
-            table.log.clear()
+            table.forget(self.revision)
 
     def _record(self, table: str, change: Change) -> None:
         self.table(table).record(change)

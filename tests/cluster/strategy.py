@@ -7,9 +7,12 @@ These are the PrepareForCreate and PrepareForUpdate of Kubernetes' registries.
 from typing import Any
 
 from cluster.addresses import Addresses
+from cluster.claim_protection import FINALIZER as CLAIM_FINALIZER
 from cluster.fields import Paths
 from cluster.resource import Object, Resource
 
+# The default class of a cluster on AKS.
+STORAGE_CLASS = "default"
 # Kinds that write their first status themselves, when they register.
 _STATUS_AT_CREATE = {"nodes"}
 _FIRST_STATUS: dict[str, Any] = {
@@ -40,6 +43,11 @@ def prepare_create(resource: Resource, obj: Object, addresses: Addresses) -> Non
         _admit_pod(obj["spec"])
     elif resource.plural == "services":
         addresses.assign(obj)
+    elif resource.plural == "persistentvolumeclaims":
+        obj["spec"].setdefault("storageClassName", STORAGE_CLASS)
+        finalizers = obj["metadata"].setdefault("finalizers", [])
+        if CLAIM_FINALIZER not in finalizers:
+            finalizers.append(CLAIM_FINALIZER)
 
 
 def prepare_update(resource: Resource, subresource: str, new: Object, old: Object) -> Object:

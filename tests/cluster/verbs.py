@@ -21,6 +21,7 @@ from cluster.failure import Problem
 from cluster.managed_fields import Manager, Owners, applied, encode_owners, parse_owners, updated
 from cluster.metadata import carried_over, generated, metadata_problems
 from cluster.patch import JSON_PATCH, MERGE_PATCH, json_patched, merge_patched, strategic_merge_patched
+from cluster.pod_security import level_of, violations
 from cluster.resource import Object, Registry, Resource
 from cluster.store import Entry, Store
 from cluster.strategy import prepare_create, prepare_update, reset_fields
@@ -31,6 +32,7 @@ _ENVELOPE = ("apiVersion", "kind", "metadata")
 # Registries that refuse an update without a resourceVersion.
 _CONDITIONAL = {"leases", "customresourcedefinitions", "roles", "rolebindings", "clusterroles", "clusterrolebindings",
                 "poddisruptionbudgets", "validatingwebhookconfigurations", "mutatingwebhookconfigurations"}  # fmt: skip
+_WITH_PODS = {"Pod", "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job"}
 _CREATED_BY_UPDATE = {"leases", "services", "endpoints"}
 
 
@@ -304,8 +306,24 @@ class Verbs:
             problems += validate(resource.schema, obj, MISSING if old is None else old)
         else:
             problems += builtin_problems(resource, obj, old, call.subresource)
+            if not problems and resource.kind in _WITH_PODS:
+                self._check_pod_security(call, obj)
         if problems:
             raise failure.invalid(resource, obj["metadata"]["name"], problems)
+
+    def _check_pod_security(self, call: Call, obj: Object) -> None:
+        """Refuse pods, and warn of workloads, that the namespace's Pod Security level does not allow."""
+        if call.subresource or "spec" not in obj:
+            return
+        entry = self.store.get("namespaces", "", call.namespace)
+        namespace = entry.object if entry else None
+        if obj["kind"] == "Pod":
+            why = violations(level_of(namespace, "enforce"), obj)
+            if why:
+                raise failure.forbidden(call.resource, obj["metadata"]["name"], why.replace("violate", "violates", 1))
+        warning = violations(level_of(namespace, "warn"), obj)
+        if warning:
+            call.warnings.append(f"would {warning}")
 
     def _check_namespace_lives(self, call: Call) -> None:
         if not call.resource.namespaced:

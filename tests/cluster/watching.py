@@ -75,6 +75,10 @@ class Watching:
             while True:
                 # Cleared before the log is read: what happens after that wakes the wait below.
                 watch.waker.clear()
+                if position < table.dropped:
+                    message = f"too old resource version: {position} ({table.dropped})"
+                    yield event("ERROR", dump(failure.expired(message).status))
+                    return
                 changes = table.since(position)
                 if changes:
                     position = changes[-1].revision

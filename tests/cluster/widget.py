@@ -133,7 +133,9 @@ def remove_widgets(client: Client) -> None:
         for left in client.list(API, KIND):
             client.patch(left, {"metadata": {"finalizers": None}})
         client.delete(found)
-        client.wait(lambda: client.find(DEFINITION["apiVersion"], DEFINITION["kind"], name), lambda one: one is None, 60)
+        client.wait(
+            lambda: client.find(DEFINITION["apiVersion"], DEFINITION["kind"], name), lambda one: one is None, 60
+        )
 
 
 def a_widget(name: str = "w", namespace: str = "default", **parts: Any) -> Object:

@@ -11,6 +11,7 @@ from kubernetes.client.exceptions import ApiException
 
 from cluster.client import Client, Refused
 from cluster.fixture import Cluster
+from cluster.server import TestCluster
 from cluster.widget import a_widget
 
 
@@ -327,3 +328,48 @@ def test_a_definition_that_goes_takes_its_objects_along(widgets: Client, cluster
     )
     path = f"/apis/test.kaito-ray.io/v1/namespaces/{cluster.namespace}/widgets/w"
     widgets.wait(lambda: refusal(lambda: widgets.request("GET", path)).code, lambda code: code == 404)
+
+
+def test_a_claim_in_use_outlives_its_deletion(simulated: TestCluster) -> None:
+    client = simulated.client
+    simulated.add_node("n")
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "c", "namespace": "default"},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+    }
+    assert client.create(claim)["spec"]["storageClassName"] == "default"
+    client.wait(
+        lambda: client.get("v1", "PersistentVolumeClaim", "c", "default")["status"],
+        lambda status: status["phase"] == "Bound",
+    )
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]
+    pod = client.create(a_pod("default", volumes=volumes))
+    held = client.delete(claim)
+    assert held["metadata"]["finalizers"] == ["kubernetes.io/pvc-protection"]
+    client.delete(pod)
+    client.wait(lambda: client.find("v1", "PersistentVolumeClaim", "c", "default"), lambda found: found is None)
+
+
+def test_a_restricted_namespace_refuses_careless_pods(cluster: Cluster) -> None:
+    client = cluster.client
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    name = f"{cluster.namespace}-restricted"
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+    client.create(namespace)
+    careless = refusal(lambda: client.create(a_pod(name)))
+    assert careless.code == 403
+    assert (
+        'pods "p" is forbidden: violates PodSecurity "restricted:latest": allowPrivilegeEscalation' in careless.message
+    )
+    for word in ("capabilities", "runAsNonRoot != true", "seccompProfile"):
+        assert word in careless.message
+    context = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    careful = a_pod(
+        name,
+        containers=[{"name": "c", "image": "i:1", "securityContext": context}],
+        securityContext={"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+    )
+    assert client.create(careful, dryRun="All")
+    client.delete(namespace)

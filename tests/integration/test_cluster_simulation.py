@@ -288,8 +288,10 @@ def test_deleting_a_ray_service_leaves_nothing_behind(client: Client) -> None:
     made = client.create(a_service())
     wait_ready(client, a_service())
     client.delete(made)
-    for api_version, kind in ((RAY, "RayService"), (RAY, "RayCluster"), ("v1", "Pod"), ("v1", "Service")):
+    for api_version, kind in ((RAY, "RayService"), (RAY, "RayCluster"), ("v1", "Pod")):
         client.wait(lambda: client.list(api_version, kind, "default"), lambda found: found == [])  # noqa: B023 - called at once
+    services = [one["metadata"]["name"] for one in client.list("v1", "Service", "default")]
+    assert services == ["kubernetes"]
 
 
 def job_status(client: Client, wanted: str, name: str = "tune") -> dict[str, Any]:
