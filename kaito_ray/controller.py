@@ -7,6 +7,7 @@ Every replica watches, so that one that takes over knows the cluster already; on
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from kaito_ray.cluster import Cluster, KubeObject, NotFound
@@ -25,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 _WORKERS = 16
 _COLLECT_S = 60.0
+
+CURRENT: ContextVar[Key | None] = ContextVar("CURRENT", default=None)
+"""The Workspace that is being reconciled, for log lines."""
 
 MakeProvisioner = Callable[[Cluster, World], NodeProvisioner]
 
@@ -100,6 +104,7 @@ class Controller:
 
     async def _reconcile(self, key: Key) -> float | None:
         """A pass, and one more after a while in case an event was lost somewhere."""
+        CURRENT.set(key)  # each turn of the queue is a task, and thus a context, of its own
         after_s = await self._reconciler.reconcile(key)
         if self.world.workspace(key) is None:
             return None

@@ -87,7 +87,7 @@ class Reporter:
         try:
             written = await self._cluster.patch(WORKSPACE, *key, {"status": patch}, "status")
         except NotFound:
-            logger.info("Workspace %s/%s is gone", *key)
+            logger.info("the Workspace is gone")
             self._written.pop(key, None)
             self._world.drop_workspace(key)
             return
@@ -97,8 +97,7 @@ class Reporter:
         self._world.refresh_workspace(written)
 
     async def _post(self, workspace: KubeObject, notice: Notice, now: datetime) -> None:
-        metadata = workspace["metadata"]
-        logger.info("%s/%s: %s: %s", metadata["namespace"], metadata["name"], notice.reason, notice.message)
+        logger.info("%s: %s", notice.reason, notice.message)
         await self._cluster.post_event(event_of(workspace, notice, now))
 
     def _celebrate(self, workspace: KubeObject, now: datetime) -> None:

@@ -95,15 +95,15 @@ class WorkQueue(Generic[K]):
                 after_s = await self._work(key)
         except NotReadyYet as error:
             RECONCILE_ERRORS.labels(error.reason).inc()
-            logger.info("%s: %s", key, error)
+            logger.info("not ready yet: %s", error)
             self.wake(key, max(error.delay_s, self._backoff_s(key)))
         except KaitoRayError as error:
             RECONCILE_ERRORS.labels(error.reason).inc()
-            logger.warning("%s: %s", key, error)
+            logger.warning("%s: %s", error.reason, error)
             self.wake(key, self._backoff_s(key))
         except Exception:
             RECONCILE_ERRORS.labels("Bug").inc()
-            logger.exception("%s: this is a bug", key)
+            logger.exception("this is a bug")
             self.wake(key, self._backoff_s(key))
         else:
             self._failures.pop(key, None)

@@ -24,7 +24,7 @@ import kopf
 
 from kaito_ray.admission import review
 from kaito_ray.cluster import Cluster, connect
-from kaito_ray.controller import Controller
+from kaito_ray.controller import CURRENT, Controller
 from kaito_ray.errors import KaitoRayError
 from kaito_ray.kinds import WORKSPACE
 from kaito_ray.lease import Lease
@@ -59,6 +59,7 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
         make_provisioner = choose_provisioner(planner, os.environ)
     except KaitoRayError as error:
         raise kopf.PermanentError(str(error)) from None
+    _name_workspaces_in_logs()
     # kopf reports every event it hands over.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     # Azure's SDK reports every request, header by header.
@@ -119,6 +120,22 @@ async def validate(body: kopf.Body, warnings: list[str], memo: Any, old: Any = N
     warnings += judged.warnings
     if judged.problems:
         raise kopf.AdmissionError(judged.message, code=422)
+
+
+def _name_workspaces_in_logs() -> None:
+    """Give what is logged during a reconcile the reference that kopf's formatters print, as text and as JSON."""
+    make = logging.getLogRecordFactory()
+
+    def named(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        key = CURRENT.get()
+        if key is not None:
+            record.k8s_ref = {"apiVersion": WORKSPACE.api_version, "kind": WORKSPACE.kind} | dict(
+                zip(("namespace", "name"), key, strict=True)
+            )
+        return record
+
+    logging.setLogRecordFactory(named)
 
 
 def _identity() -> str:

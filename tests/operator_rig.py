@@ -79,6 +79,13 @@ class Operator:
         self.until(lambda: self.probe("readyz")[0] == 200, timeout_s, "is not ready")
         return self
 
+    def wait_until_stopped(self, timeout_s: float = _START_S) -> None:
+        """Wait until it has ended by itself."""
+        deadline = time.monotonic() + timeout_s
+        while self.running:
+            assert time.monotonic() < deadline, f"the operator still runs:\n{self.log[-8000:]}"
+            time.sleep(0.05)
+
     def wait_until_leading(self, timeout_s: float = _START_S) -> Self:
         """Wait until this replica leads."""
         self.until(lambda: "kaito_ray_leader 1.0" in self.probe("metrics")[1], timeout_s, "does not lead")
