@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The API server fails, forgets its history, lacks CRDs; names are long; objects are older than the rules."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,3 +156,20 @@ def test_an_object_that_an_older_release_accepted(cluster: TestCluster) -> None:
     assert edited["metadata"]["labels"] == {"team": "a"}
     client.delete(edited)
     wait_until_gone(client, API, "Workspace", "older")
+
+
+def test_a_kuberay_that_is_too_old_is_named(tmp_path: Path) -> None:
+    with simulated_cluster(tmp_path, kuberay=False) as cluster, running_operator(cluster.kubeconfig, tmp_path):
+        for path in ray_crds():
+            definition = json.loads(path.read_text())
+            if definition["spec"]["names"]["kind"] == "RayService":
+                for version in definition["spec"]["versions"]:
+                    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["serveService"]
+            cluster.client.create(definition)
+        add(cluster, "old-kuberay")
+        workspace = wait_for(
+            cluster.client, "old-kuberay", "InferenceReady", "False", reason="CustomResourceTooOld", timeout_s=30
+        )
+        message = condition(workspace, "InferenceReady")["message"]
+        assert "rayservices.ray.io" in message
+        assert "serveService" in message
