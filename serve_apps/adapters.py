@@ -28,7 +28,7 @@ from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.source import Stager
 from kaito_ray.errors import AdapterRefused, ArtifactUnavailable, KaitoRayError
 from serve_apps.arguments import Adapter
-from serve_apps.probe import changes_output
+from serve_apps.probe import Probabilities, sample
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,11 @@ class Adapters:
         self._retiring: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(_TOGETHER)
         self._base: asyncio.Task[Base] | None = None
+        self._plain: asyncio.Task[Probabilities] | None = None
+        if self._engine.vllm_config.lora_config is not None:
+            # Before the first adapter comes: reading headers takes a moment, and so does an engine's first answer.
+            self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, models))
+            self._plain = asyncio.create_task(sample(self._engine))
         self._wait_s = _FIRST_WAIT_S
         _show_clients_names(models)
 
@@ -156,16 +161,13 @@ class Adapters:
     async def _prepare(self, adapter: Adapter) -> Prepared:
         if self._models.is_base_model(adapter.name):
             raise AdapterRefused(f"{adapter.name} is the name of the base model", reason=Reason.INVALID_SOURCE)
-        lora = self._engine.vllm_config.lora_config
-        if lora is None:
-            raise AdapterRefused("this model is served without LoRA", reason=Reason.UNSUPPORTED_FEATURE)
         if self._base is None:
-            self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, self._models))
+            raise AdapterRefused("this model is served without LoRA", reason=Reason.UNSUPPORTED_FEATURE)
         return await prepare_adapter(
             self._stager,
             adapter.source,
             base=await asyncio.shield(self._base),
-            max_rank=lora.max_lora_rank,
+            max_rank=self._engine.vllm_config.lora_config.max_lora_rank,
             strength=adapter.strength,
         )
 
@@ -187,7 +189,7 @@ class Adapters:
         )
         try:
             await self._engine.add_lora(request)
-            silent = adapter.strength > 0 and not await changes_output(self._engine, request)
+            silent = adapter.strength > 0 and await self._changes_nothing(request)
         except BaseException:
             self._retire(_Loaded(request, prepared), release=False)
             raise
@@ -196,6 +198,10 @@ class Adapters:
         if old is not None:
             self._retire(old)
         self._set_ready(adapter, prepared, datetime.now(UTC).isoformat(timespec="seconds"), silent=silent)
+
+    async def _changes_nothing(self, request: Any) -> bool:
+        with_it = await sample(self._engine, request)
+        return bool(with_it) and self._plain is not None and with_it == await asyncio.shield(self._plain)
 
     def _set_ready(self, adapter: Adapter, prepared: Prepared, loaded_at: str, *, silent: bool = False) -> None:
         self._states[adapter.name] = AdapterState(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a loaded adapter changes what the model says, asked once with a short sample. Called by adapters.py.
+"""Whether a loaded adapter changes what the model says, told from a short sample. Called by adapters.py.
 
 An adapter can pass every check of its files and still do nothing, when the engine quietly skips modules whose names
 it does not know. The probabilities of a few tokens tell: equal to the last bit means that nothing was added anywhere.
@@ -7,38 +7,24 @@ it does not know. The probabilities of a few tokens tell: equal to the last bit 
 
 import asyncio
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 _TIMEOUT_S = 30.0
 _SAMPLE_TOKENS = 8
 _NEW_TOKENS = 4
+Probabilities = list[Mapping[int, float]]
+"""For each step the likeliest tokens and their log probabilities."""
 
 
-async def changes_output(engine: Any, adapter: Any) -> bool:
-    """False only when every probability of the sample is the same with and without; True also when nobody can tell.
+async def sample(engine: Any, adapter: Any = None) -> Probabilities:
+    """What the model says to the sample with an adapter or by itself; empty when that cannot be told.
 
-    An engine under load answers late, and one that cannot give probabilities never does; neither is a fault of the
-    adapter.
+    An engine under load answers late, and one that was told to give no probabilities never does; neither is a fault
+    of the adapter. Probabilities of the sample itself are not asked for: vLLM 0.32 dies of `prompt_logprobs` in a
+    batch with adapters, because its output layer then gets more rows than the adapters were told of.
     """
-    vocabulary = engine.model_config.get_vocab_size()
-    # Spread over the vocabulary, so that no tokenizer has to be asked what is a word.
-    sample = [(index + 1) * vocabulary // (_SAMPLE_TOKENS + 2) for index in range(_SAMPLE_TOKENS)]
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            with_it = await _probabilities(engine, sample, adapter)
-            without = await _probabilities(engine, sample, None)
-    except (TimeoutError, ValueError):
-        return True
-    return not with_it or with_it != without
-
-
-async def _probabilities(engine: Any, sample: Sequence[int], adapter: Any) -> list[Mapping[int, float]]:
-    """The likeliest next tokens and their log probabilities, step by step.
-
-    Not those of the sample itself: vLLM 0.32 dies of `prompt_logprobs` in a batch with adapters, because its output
-    layer then gets more rows than the adapters were told of.
-    """
+    from vllm.inputs.engine import tokens_input
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     params = SamplingParams(
@@ -49,9 +35,16 @@ async def _probabilities(engine: Any, sample: Sequence[int], adapter: Any) -> li
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    found: list[Mapping[int, float]] = []
-    prompt = {"prompt_token_ids": list(sample)}
-    async for output in engine.generate(prompt, params, f"probe-{uuid.uuid4().hex}", lora_request=adapter):
-        steps = output.outputs[0].logprobs or ()
-        found = [{token: entry.logprob for token, entry in step.items()} for step in steps]
-    return found
+    vocabulary = engine.model_config.get_vocab_size()
+    # Spread over the vocabulary, so that no tokenizer has to be asked what is a word.
+    tokens = [(index + 1) * vocabulary // (_SAMPLE_TOKENS + 2) for index in range(_SAMPLE_TOKENS)]
+    steps: Probabilities = []
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            outputs = engine.generate(tokens_input(tokens), params, f"probe-{uuid.uuid4().hex}", lora_request=adapter)
+            async for output in outputs:
+                found = output.outputs[0].logprobs or ()
+                steps = [{token: entry.logprob for token, entry in step.items()} for step in found]
+    except (TimeoutError, ValueError):
+        return []
+    return steps

@@ -115,7 +115,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
+async def rig(tmp_path: Path) -> Rig:
     return Rig(tmp_path)
 
 
