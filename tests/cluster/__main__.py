@@ -28,6 +28,9 @@ def main() -> None:
     parser.add_argument("--instance-type", default="Standard_NC24ads_A100_v4", help="of each GPU node")
     parser.add_argument("--big", action="store_true", help="nodes without limits, for benchmarks")
     parser.add_argument("--start-s", type=float, default=0.5, help="what a container needs to start")
+    parser.add_argument(
+        "--route", action="append", default=[], metavar="NAMESPACE/SERVICE=URL", help="where it answers"
+    )
     parser.add_argument("--bare", action="store_true", help="no scheduler, kubelets or KubeRay: objects just stay")
     given = parser.parse_args()
     size = {"cpu": "1M", "memory": "1Pi", "pods": 1_000_000} if given.big else {}
@@ -42,6 +45,10 @@ def main() -> None:
             name, *labels = text.split()
             carried = dict(one.split("=", 1) for one in labels)
             cluster.add_node(name, labels=carried, gpus=given.gpus, instance_type=given.instance_type, **size)
+        for text in given.route:
+            place, _, url = text.partition("=")
+            namespace, _, name = place.partition("/")
+            cluster.route_service(namespace, name, url)
         given.kubeconfig.write_text(cluster.kubeconfig.read_text())
         print(f"serving at {cluster.url}, kubeconfig in {given.kubeconfig}", flush=True)
         done = threading.Event()

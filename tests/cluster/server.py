@@ -26,7 +26,9 @@ from cluster.client import Client
 from cluster.container_state import Script
 from cluster.faults import Fault
 from cluster.furniture import furniture
+from cluster.inside import Inside
 from cluster.listener import Listener
+from cluster.node_simulator import Nodes
 from cluster.ray_job_simulator import Running
 from cluster.ray_service_simulator import Serving
 from cluster.request_log import RequestLog
@@ -150,19 +152,22 @@ class TestCluster:
 
     def add_node(self, name: str, **options: Any) -> None:
         """Add a node; see Nodes.add."""
-        self.run(self.simulate().nodes.add(name, **options))
+        self.run(self._nodes().add(name, **options))
 
     def remove_node(self, name: str) -> None:
         """Remove a node and its pods."""
-        self.run(self.simulate().nodes.remove(name))
+        self.run(self._nodes().remove(name))
 
     def set_node(self, name: str, *, ready: bool | None = None, gpus: int | None = None) -> None:
         """Change what the kubelet of a node reports."""
-        nodes = self.simulate().nodes
+        nodes = self._nodes()
         if ready is not None:
             self.run(nodes.set_ready(name, ready))
         if gpus is not None:
             self.run(nodes.set_gpus(name, gpus))
+
+    def _nodes(self) -> Nodes:
+        return Nodes(Inside(self.api, "kubelet"))
 
     def script(self, script: Script) -> None:
         """Have pods behave as a script says, present ones included."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All that acts in a simulated cluster beside the API server: scheduler, kubelets, endpoints and KubeRay.
+"""All that acts by itself in a simulated cluster beside the API server: scheduler, kubelets, endpoints, KubeRay.
 
 Made in the server's loop; what tests steer is on TestCluster.
 """
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from cluster.api import Api
 from cluster.endpoint_simulator import Endpoints
 from cluster.inside import Inside
-from cluster.node_simulator import Nodes
 from cluster.pod_simulator import Pods
 from cluster.ray_cluster_simulator import RayClusters
 from cluster.ray_job_simulator import RayJobs
@@ -31,7 +30,6 @@ class Simulation:
     """The simulators of one cluster."""
 
     def __init__(self, api: Api, pace: Pace) -> None:
-        self.nodes = Nodes(Inside(api, "kubelet"))
         self.pods = Pods(Inside(api, "kubelet"), start_s=pace.start_s, stop_s=pace.stop_s, backoff_s=pace.backoff_s)
         self.endpoints = Endpoints(Inside(api, "endpointslice-controller"))
         kuberay = Inside(api, "kuberay-operator")

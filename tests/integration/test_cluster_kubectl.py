@@ -221,6 +221,7 @@ def test_diff_shows_what_apply_would_change(widgets: Client, kubectl: Kubectl) -
 
 
 def test_pods_and_nodes_print_as_usual(simulated: TestCluster, kubectl: Kubectl) -> None:
+    simulated.simulate()
     simulated.add_node("gpu-0", gpus=1, labels={"apps": "phi-3"}, instance_type="Standard_NC24ads_A100_v4")
     kubectl("run", "p", "--image=registry.example/app:1")
     kubectl("wait", "--for=condition=Ready", "pod/p", "--timeout=10s")

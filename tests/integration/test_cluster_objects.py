@@ -332,6 +332,7 @@ def test_a_definition_that_goes_takes_its_objects_along(widgets: Client, cluster
 
 def test_a_claim_in_use_outlives_its_deletion(simulated: TestCluster) -> None:
     client = simulated.client
+    simulated.simulate()
     simulated.add_node("n")
     claim = {
         "apiVersion": "v1",

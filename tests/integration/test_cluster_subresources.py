@@ -44,6 +44,7 @@ def backend() -> Iterator[str]:
 def served(simulated: TestCluster, backend: str) -> Client:
     """A Service `web` with a pod `web-0` behind it, routed to the backend."""
     client = simulated.client
+    simulated.simulate()
     simulated.add_node("n")
     labels = {"app": "web"}
     pod_spec = {"containers": [{"name": "c", "image": "i:1", "ports": [{"containerPort": 80}]}]}

@@ -75,6 +75,32 @@ def test_the_official_client_watches_from_a_list_on(widgets: Client, cluster: Cl
     assert seen == ["ADDED", "MODIFIED", "DELETED"]
 
 
+async def test_the_async_client_watches_too(cluster: Cluster) -> None:
+    from kubernetes.aio import client as aio
+    from kubernetes.aio import config as aio_config
+    from kubernetes.aio import watch as aio_watch
+
+    settings = aio.Configuration()
+    await aio_config.load_kube_config(str(cluster.kubeconfig), client_configuration=settings)  # type: ignore[no-untyped-call]
+    async with aio.ApiClient(settings) as api:
+        core: Any = aio.CoreV1Api(api)
+        before = await core.list_namespaced_config_map(cluster.namespace)
+        made = {"metadata": {"name": "w", "labels": {"watched": "yes"}}}
+        await core.create_namespaced_config_map(cluster.namespace, made)
+        await core.delete_namespaced_config_map("w", cluster.namespace)
+        stream_of: Any = aio_watch.Watch()  # type: ignore[no-untyped-call]
+        async with stream_of:
+            events = stream_of.stream(
+                core.list_namespaced_config_map,
+                cluster.namespace,
+                resource_version=before.metadata.resource_version,
+                label_selector="watched=yes",
+                timeout_seconds=1,
+            )
+            seen = [(event["type"], event["object"].metadata.name) async for event in events]
+    assert seen == [("ADDED", "w"), ("DELETED", "w")]
+
+
 def test_a_watch_without_a_version_starts_with_what_is_there(
     widgets: Client, simulated: TestCluster, path: str
 ) -> None:
