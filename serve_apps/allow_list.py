@@ -8,6 +8,7 @@ within limits of size and time, before it counts as work: a slow or endless send
 """
 
 import asyncio
+import gc
 import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import NamedTuple
@@ -51,6 +52,7 @@ MAX_BUFFERED_BYTES = 32 * MAX_BODY_BYTES
 """Of all bodies still being received, together."""
 BODY_TIMEOUT_S = 30.0
 _NOTICE_S = 5.0
+_LARGE_BYTES = 256 * 1024
 
 # Compared with the path as it came over the wire, so that no other spelling of an allowed path is one.
 _TABLE = {(route.method, route.path.encode()): route for route in ROUTES}
@@ -155,6 +157,9 @@ class AllowList:
             await (answer if UNWATCHED in scope else _told_not_cancelled(answer))
         finally:
             queue.leave()
+            if len(body) > _LARGE_BYTES:
+                # An error keeps what it refused in a cycle with its traceback, which only the collector frees.
+                gc.collect(1)
 
     async def _body(self, headers: Iterable[tuple[bytes, bytes]], receive: Receive) -> bytes | None:
         """The whole body; None when the client left."""

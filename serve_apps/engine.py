@@ -6,6 +6,7 @@ its releases, is here; tests/apps/test_vllm_contract.py says so when they have m
 """
 
 import asyncio
+import gc
 import json
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -122,6 +123,8 @@ async def http_app(engine: "AsyncLLM", options: Namespace, paths: Sequence[str])
     _slim(app, paths)
     # vLLM asks for its settings dozens of times per request, and reads the environment each time.
     enable_envs_cache()
+    # A request makes hundreds of objects that live until its answer: look for garbage less often than every 700.
+    gc.set_threshold(5_000, 10, 10)
     # When the engine has died, vLLM asks its own uvicorn server to exit. Here Serve replaces the replica instead.
     app.state.server = SimpleNamespace()
     app.router.lifespan_context = _ending_with(app.router.lifespan_context, engine)
