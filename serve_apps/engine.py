@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arguments of a replica in; a running vLLM engine and vLLM's own HTTP app over it out.
 
-Called by serve_apps/chat.py in the replica. Everything that depends on vLLM's inner modules, which move with each of
-its releases, is here; tests/apps/test_vllm_contract.py says so when they have moved.
+Called by serve_apps/replica.py. Everything that depends on vLLM's inner modules, which move with each of
+its releases, is here; tests/apps/test_server.py says so when they have moved.
 """
 
 import asyncio

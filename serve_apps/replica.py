@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kaito_ray import names
 from kaito_ray.artifacts.cache import Cache
+from kaito_ray.artifacts.limits import MODEL
 from kaito_ray.artifacts.prepare import adapter_stager
 from kaito_ray.artifacts.source import Stager
 from kaito_ray.settings import Settings
@@ -20,7 +21,8 @@ from serve_apps import engine, legacy_chat
 from serve_apps.adapters import Adapters
 from serve_apps.allow_list import ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
-from serve_apps.arguments import Arguments, Model, UserConfig
+from serve_apps.arguments import Arguments, UserConfig
+from serve_apps.model import model_location
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -34,7 +36,7 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> AllowList:
         """Start the engine; called once, before the first `reconfigure`."""
-        model = await model_location(self._arguments.model)
+        model = await model_location(self._arguments.model, _models(self._arguments))
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
@@ -59,24 +61,28 @@ class Replica:
         await self._engine.check_health()
 
 
-async def model_location(model: Model) -> str:
-    """What vLLM's `--model` takes: a hub id or a folder of this machine, made or fetched first where needed."""
-    if model.kind == "builtin":
-        from kaito_ray.tiny_model import model_path
-
-        return str(await asyncio.to_thread(model_path))
-    return model.reference
-
-
 def _stager(arguments: Arguments) -> Stager:
     """Fetches adapters, into one folder for all replicas of this machine."""
-    settings = Settings.from_env(os.environ)
     return adapter_stager(
         Cache(cache_folder().parent / "adapters"),
-        allowed=settings.allow_private_urls,
-        auth_dir=Path(arguments.registry_auth_dir or names.REGISTRY_AUTH_DIR),
+        allowed=Settings.from_env(os.environ).allow_private_urls,
+        auth_dir=_auth_dir(arguments),
         hub_token=os.environ.get("HF_TOKEN"),
     )
+
+
+def _models(arguments: Arguments) -> Stager:
+    """Fetches a model that comes as an image, into one folder for all replicas of this machine."""
+    return Stager(
+        Cache(cache_folder().parent / "images"),
+        MODEL,
+        allowed=Settings.from_env(os.environ).allow_private_urls,
+        auth_dir=_auth_dir(arguments),
+    )
+
+
+def _auth_dir(arguments: Arguments) -> Path:
+    return Path(arguments.registry_auth_dir or names.REGISTRY_AUTH_DIR)
 
 
 def _add_routes(app: "FastAPI", adapters: Adapters) -> None:
