@@ -8,12 +8,13 @@ machine, and with it the data type and the resources, differ. Called by cli.py.
 import importlib.util
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaito_ray.errors import CannotRun, KaitoRayError
+from kaito_ray.local_tune import tune, tuning_packages
 from kaito_ray.local_workspace import LocalWorkspace, load_workspace
 from kaito_ray.serve_config import local_env, serve_config, serve_env
 from kaito_ray.settings import Settings
@@ -40,7 +41,9 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
     with stages.stage("manifest", str(file)) as stage:
         workspace = load_workspace(file, settings)
         stage.note(f"Workspace {workspace.plan.name} from {file}")
-    for warning in workspace.plan.warnings:
+    if workspace.tuning is not None:
+        _require_packages(tuning_packages())
+    for warning in dict.fromkeys((*(workspace.tuning.warnings if workspace.tuning else ()), *workspace.plan.warnings)):
         stages.say("note", warning)
     plan = workspace.plan
     stages.say("plan", f"{plan.model} in {plan.dtype} on this machine, context {plan.max_model_len}")
@@ -52,6 +55,9 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
         stage.note(f"dashboard {ray.dashboard_url}, its token {ray.token}")
     healthy = False
     try:
+        if workspace.tuning is not None:
+            tuned = tune(workspace.tuning, workspace.write_logins(ray.folder), ray, stages)
+            workspace = workspace.pinned(tuned.digest)
         config = _config(workspace, ray, port)
         with stages.stage("engine") as stage:
             ray.deploy(config)
@@ -79,7 +85,12 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
 
 def _config(workspace: LocalWorkspace, ray: "LocalRay", port: int) -> dict[str, Any]:
     """The Serve config of the RayService, listening on this machine alone."""
-    config = serve_config(workspace.plan, port=port, api_keys_dir=workspace.write_api_keys(ray.folder))
+    config = serve_config(
+        workspace.plan,
+        port=port,
+        api_keys_dir=workspace.write_api_keys(ray.folder),
+        registry_auth_dir=workspace.write_logins(ray.folder),
+    )
     config["http_options"]["host"] = "127.0.0.1"
     return config
 
@@ -89,9 +100,11 @@ def _start_ray(workspace: LocalWorkspace) -> "LocalRay":
 
     plan = workspace.plan
     replicas = plan.autoscaling.max_replicas if plan.autoscaling else plan.replicas
+    tuning = workspace.tuning
+    workers_cpus = tuning.workers * tuning.arguments["cpus_per_worker"] if tuning is not None else 0
     return LocalRay(
         lambda folder, ports: serve_env(plan) | local_env(folder, **ports) | workspace.hub_env(),
-        cpus=plan.placement.actor_cpus * replicas,
+        cpus=max(plan.placement.actor_cpus * replicas, workers_cpus),
         gpus=plan.gpus_per_node,
     )
 
@@ -137,10 +150,14 @@ def _apply_change(
     stages: Stages,
 ) -> dict[str, Any]:
     """Apply what can change live and name what cannot; the config that is applied now."""
-    wanted = _config(changed, ray, port)
+    digest = next((str(one.source.get("digest", "")) for one in workspace.plan.adapters), "")
+    wanted = _config(changed.pinned(digest) if changed.tuning is not None else changed, ray, port)
     fixed = _differences(applied["applications"][0]["args"], wanted["applications"][0]["args"])
     if changed.plan.name != workspace.plan.name:
         fixed.append("metadata.name")
+    if changed.tuning != workspace.tuning:
+        fixed.append("tuning")
+        wanted["applications"][0]["deployments"] = applied["applications"][0]["deployments"]
     if fixed:
         stages.say("change", f"needs a new start, so it waits until you stop and run again: {', '.join(fixed)}")
         wanted["applications"][0]["args"] = applied["applications"][0]["args"]
@@ -187,8 +204,8 @@ def _ask(port: int, prompt: str, key: str | None) -> str:
     return str(answer.json()["Result"]).strip()
 
 
-def _require_packages() -> None:
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+def _require_packages(packages: Sequence[str] = _PACKAGES) -> None:
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise CannotRun(
             f"`kaito-ray run` needs the Python packages {', '.join(missing)}, which are not installed here; "

@@ -116,6 +116,13 @@ class LocalRay:
                 f"Ray did not start on this machine: {_last_line(str(error))}; logs: {self.logs}"
             ) from error
 
+    @property
+    def address(self) -> str:
+        """What RAY_ADDRESS must be for another process to join this Ray."""
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
+
     def deploy(self, config: Mapping[str, Any]) -> None:
         """Apply a Serve config, as KubeRay does with `serveConfigV2`."""
         answer = self._http.put("/api/serve/applications/", json=config)

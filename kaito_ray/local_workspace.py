@@ -5,17 +5,20 @@ Used by local.py at the start and each time the file is saved.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 from kaito_ray.errors import CannotRun
 from kaito_ray.hub import find_preset
-from kaito_ray.manifest import read_manifest
-from kaito_ray.plan import ServePlan, plan
-from kaito_ray.preset import load_catalogue
+from kaito_ray.manifest import Manifest, read_manifest
+from kaito_ray.plan import ServePlan, TunePlan, plan
+from kaito_ray.plan_served import plan_served_after_tuning
+from kaito_ray.preset import Preset, load_catalogue
+from kaito_ray.references import DOCKER_CONFIG_KEY
 from kaito_ray.settings import Settings
 from kaito_ray.sku import local_size
+from kaito_ray.workspace import Workspace
 
 HUB_TOKEN_KEY = "HF_TOKEN"  # noqa: S105 the name of a key, as KAITO has it
 
@@ -25,9 +28,23 @@ class LocalWorkspace:
     """A Workspace ready to run here."""
 
     plan: ServePlan
-    api_keys: Mapping[str, str]
+    """What is served; of a Workspace that tunes, what is served once it has."""
+    api_keys: Mapping[str, str] = field(repr=False)
     """The keys that requests must carry one of, by their name in the Secret; empty serves without keys."""
-    hub_token: str | None
+    hub_token: str | None = field(repr=False)
+    logins: Mapping[str, str] = field(repr=False, default_factory=dict)
+    """The Docker configurations of the file's Secrets, by the name of the Secret."""
+    tuning: TunePlan | None = None
+
+    def pinned(self, digest: str) -> Self:
+        """The same, with the tuned adapter's image at that digest; a folder has no need of it."""
+        adapters = tuple(
+            replace(one, source={**one.source, "digest": digest})
+            if one.name == self.plan.default_adapter and "image" in one.source
+            else one
+            for one in self.plan.adapters
+        )
+        return replace(self, plan=replace(self.plan, adapters=adapters)) if digest else self
 
     def hub_env(self) -> dict[str, str]:
         """What the processes that load the model need to reach a gated one."""
@@ -45,6 +62,14 @@ class LocalWorkspace:
         for name, value in self.api_keys.items():
             (keys / name).write_text(value)
         return str(keys)
+
+    def write_logins(self, folder: Path) -> str:
+        """Lay the Docker configurations out as pods have them, one file per Secret."""
+        logins = folder / "registry"
+        logins.mkdir(mode=0o700, exist_ok=True)
+        for name, config in self.logins.items():
+            (logins / f"{name}.json").write_text(config)
+        return str(logins)
 
     def fetch_model(self, note: Callable[[str], None]) -> str:
         """Have the weights on this machine; what was done, in words."""
@@ -68,26 +93,44 @@ def load_workspace(file: Path, settings: Settings) -> LocalWorkspace:
         found = ", ".join(each.metadata.name for each in manifest.workspaces) or "none"
         raise CannotRun(f"{file} must hold exactly one Workspace to run, it has {found}")
     workspace = manifest.workspaces[0]
-    if workspace.inference is None:
-        raise CannotRun(f"Workspace {workspace.metadata.name} has tuning, and `kaito-ray run` serves inference")
-    if workspace.inference.preset is None:
+    work = workspace.inference or workspace.tuning
+    if work is None or work.preset is None:
         raise CannotRun("inference.template describes a pod, which only a cluster can run; name a preset instead")
-    secret = workspace.inference.preset.preset_options.model_access_secret
+    secret = work.preset.preset_options.model_access_secret
     hub_token = manifest.secret(secret).get(HUB_TOKEN_KEY) if secret else None
-    preset = find_preset(workspace.inference.preset.name, load_catalogue(settings.presets_dir), token=hub_token)
-    config = workspace.inference.config
-    data = manifest.config_map(config) if config else None
+    preset = find_preset(work.preset.name, load_catalogue(settings.presets_dir), token=hub_token)
+    data = manifest.config_map(work.config) if work.config else None
+    tuned, served = _plans(workspace, preset, settings, data)
+    return LocalWorkspace(
+        plan=served,
+        api_keys=_api_keys(served, manifest, file),
+        hub_token=hub_token,
+        logins={
+            name: one[DOCKER_CONFIG_KEY] for (_, name), one in manifest.secrets.items() if DOCKER_CONFIG_KEY in one
+        },
+        tuning=tuned,
+    )
+
+
+def _plans(
+    workspace: Workspace, preset: Preset, settings: Settings, config: Mapping[str, str] | None
+) -> tuple[TunePlan | None, ServePlan]:
+    """What is tuned, if anything, and what is served then."""
+    size = local_size()
     here = settings.model_copy(update={"max_nodes": 1})
-    # With inference in the Workspace the plan is one to serve.
-    made = cast(ServePlan, plan(workspace, preset, local_size(), here, config=data))
-    api_keys = manifest.secret(made.api_keys_secret) if made.api_keys_secret else {}
-    if made.api_keys_secret and not api_keys:
+    if workspace.tuning is None:
+        # With inference in the Workspace the plan is one to serve.
+        return None, cast(ServePlan, plan(workspace, preset, size, here, config=config))
+    # Without a GPU, nodes become as many workers on this machine.
+    tuned = cast(TunePlan, plan(workspace, preset, size, here if size.gpus else settings, config=config))
+    return tuned, plan_served_after_tuning(workspace, tuned, preset, size, here)
+
+
+def _api_keys(served: ServePlan, manifest: Manifest, file: Path) -> Mapping[str, str]:
+    api_keys = manifest.secret(served.api_keys_secret) if served.api_keys_secret else {}
+    if served.api_keys_secret and not api_keys:
         raise CannotRun(
-            f"metadata.annotations names the Secret {made.api_keys_secret} for API keys; put it into {file} as well, "
+            f"metadata.annotations names the Secret {served.api_keys_secret} for API keys; put it into {file} as well, "
             "with at least one key"
         )
-    return LocalWorkspace(
-        plan=made,
-        api_keys=api_keys,
-        hub_token=hub_token,
-    )
+    return api_keys

@@ -55,11 +55,17 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
     return dict(sorted(env.items()))
 
 
-def serve_config(plan: ServePlan, *, port: int = names.PORT_SERVE, api_keys_dir: str | None = None) -> dict[str, Any]:
+def serve_config(
+    plan: ServePlan,
+    *,
+    port: int = names.PORT_SERVE,
+    api_keys_dir: str | None = None,
+    registry_auth_dir: str | None = None,
+) -> dict[str, Any]:
     """What `PUT /api/serve/applications/` takes, and `serveConfigV2` holds.
 
-    `port` is where HAProxy listens on every node. `api_keys_dir` is the folder with the keys when it is not the
-    one that the render mounts.
+    `port` is where HAProxy listens on every node. `api_keys_dir` and `registry_auth_dir` are the folders with the keys
+    and with the logins of registries when they are not those that the render mounts.
     """
     if plan.api_keys_secret and api_keys_dir is None:
         api_keys_dir = API_KEYS_DIR
@@ -69,7 +75,8 @@ def serve_config(plan: ServePlan, *, port: int = names.PORT_SERVE, api_keys_dir:
                 "name": names.SERVE_APPLICATION,
                 "route_prefix": "/",
                 "import_path": names.SERVE_IMPORT_PATH,
-                "args": _arguments(plan, api_keys_dir),
+                "args": _arguments(plan, api_keys_dir)
+                | ({"registry_auth_dir": registry_auth_dir} if registry_auth_dir else {}),
                 "deployments": [_deployment(plan)],
             }
         ],

@@ -15,13 +15,13 @@ Pure. Times are seconds, `time` an RFC 3339 moment, memory GiB.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, assert_never
 
 PREFIX = "kaito-ray-tuning "
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class _Event:
     """One line; `event` tells which."""
 
     event: ClassVar[str]
@@ -33,7 +33,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Data(Event):
+class Data(_Event):
     """The data set was read and judged."""
 
     event: ClassVar[str] = "data"
@@ -43,10 +43,12 @@ class Data(Event):
     summary: tuple[str, ...] = ()
     """Sentences for people: lengths, duplicates, what is cut off, an estimate."""
     warnings: tuple[str, ...] = ()
+    samples: tuple[str, ...] = ()
+    """The first few rows, as they are understood."""
 
 
 @dataclass(frozen=True, slots=True)
-class Started(Event):
+class Started(_Event):
     """Workers train; `resumed_from` is the step of the checkpoint they continue from, 0 for none.
 
     A second one in the same log says that workers were lost and replaced.
@@ -60,7 +62,7 @@ class Started(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Step(Event):
+class Step(_Event):
     """Figures of the steps since the last such event; one line of metrics.jsonl."""
 
     event: ClassVar[str] = "step"
@@ -99,7 +101,7 @@ class Step(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting(Event):
+class Waiting(_Event):
     """Something outside is down and is tried again."""
 
     event: ClassVar[str] = "waiting"
@@ -108,7 +110,7 @@ class Waiting(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Finished(Event):
+class Finished(_Event):
     """The adapter is where it should be; `digest` is of the image's manifest, or of the files on a volume."""
 
     event: ClassVar[str] = "finished"
@@ -122,7 +124,7 @@ class Finished(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class Failed(Event):
+class Failed(_Event):
     """The job ends without a result; `reason` is a CamelCase word for a condition."""
 
     event: ClassVar[str] = "failed"
@@ -130,6 +132,7 @@ class Failed(Event):
     message: str
 
 
+Event = Data | Started | Step | Waiting | Finished | Failed
 _KINDS: dict[str, type[Event]] = {kind.event: kind for kind in (Data, Started, Step, Waiting, Finished, Failed)}
 
 
@@ -160,7 +163,7 @@ class Progress:
             case Failed():
                 return replace(self, failed=event, waiting=None)
             case _:
-                return self
+                assert_never(event)
 
 
 def parse_event(line: str) -> Event | None:

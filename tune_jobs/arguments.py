@@ -89,8 +89,8 @@ class Arguments(_Frozen):
     """Arguments of TRL's SFTConfig."""
     epochs_min_steps: int | None = None
     """Repeat a small data set until this many steps are done; None where the user named epochs or steps."""
-    checkpoints: int = Field(20, ge=1)
-    """How many times over the whole training a checkpoint is written."""
+    checkpoint_s: float = Field(180.0, gt=0)
+    """Seconds of training that an interruption may cost: how far checkpoints lie apart, about."""
     data: Data
     output: Output
     folders: Folders

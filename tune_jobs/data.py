@@ -38,10 +38,11 @@ class Prepared:
     format: str
     summary: tuple[str, ...]
     warnings: tuple[str, ...]
+    samples: tuple[str, ...]
 
     def event(self) -> DataEvent:
         """What is said of it."""
-        return DataEvent(self.rows, self.format, self.tokens, self.summary, self.warnings)
+        return DataEvent(self.rows, self.format, self.tokens, self.summary, self.warnings, self.samples)
 
 
 def prepare(arguments: Arguments, home: Home, tokenizer: Any, allowed: Collection[str]) -> Prepared:
@@ -53,7 +54,8 @@ def prepare(arguments: Arguments, home: Home, tokenizer: Any, allowed: Collectio
     source = Source.parse(arguments.data.source)
     if not source.path and note.is_file():
         known = json.loads(note.read_text())
-        return Prepared(rows, **known | {"summary": tuple(known["summary"]), "warnings": tuple(known["warnings"])})
+        lists = {key: tuple(known[key]) for key in ("summary", "warnings", "samples")}
+        return Prepared(rows, **known | lists)
     report = asyncio.run(_read(arguments, source, rows, tokenizer, allowed))
     if report.errors:
         shown = [str(finding) for finding in report.errors[:_SHOWN]]
@@ -67,6 +69,7 @@ def prepare(arguments: Arguments, home: Home, tokenizer: Any, allowed: Collectio
         format=" and ".join(report.layouts),
         summary=report.summary(),
         warnings=tuple(str(finding) for finding in report.findings),
+        samples=report.samples,
     )
     partial = note.with_suffix(".partial")
     partial.write_text(json.dumps({key: value for key, value in asdict(prepared).items() if key != "file"}))

@@ -13,11 +13,14 @@ from typing import Any
 import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointUploadMode
+from ray.train.collective import broadcast_from_rank_zero
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kaito_ray.tuning_event import Event, Started, Step
 from tune_jobs.home import read_events
 
+# After so many steps of an attempt its pace is known.
+_PACE_STEPS = 5
 # A loss is judged by the mean of so many reports, since single batches differ.
 _WINDOW = 3
 # It has run away when it is half as much again above where it began, and half a nat: 1.6 times the perplexity.
@@ -27,10 +30,13 @@ _FACTOR, _MARGIN = 1.5, 0.5
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """Reports one training; `stopped` is the reason and the sentence when it was ended as hopeless."""
 
-    def __init__(self, events: Path) -> None:
+    def __init__(self, events: Path, *, checkpoint_s: float) -> None:
         self.stopped: tuple[str, str] | None = None
         self.loss: float | None = None
         self._events = events
+        self._checkpoint_s = checkpoint_s
+        self._checkpoint_steps = 0
+        """Steps between checkpoints; 0 until it is known."""
         self._first = train.get_context().get_world_rank() == 0
         self._losses: list[float] = []
         self._before = (0.0, 0, 0)
@@ -48,6 +54,21 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         self._began = (time.monotonic(), state.global_step)
         self._before = (time.monotonic(), state.global_step, 0)
         self._write(Started(attempt, args.world_size, state.max_steps, state.global_step))
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        **_: Any,  # noqa: ARG002
+    ) -> None:
+        """Ask for a checkpoint when one is due: after equally many steps on all workers, since all must write it."""
+        done = state.global_step - self._began[1]
+        if done == _PACE_STEPS:
+            steps = max(1, round(self._checkpoint_s * done / (time.monotonic() - self._began[0])))
+            self._checkpoint_steps = broadcast_from_rank_zero(steps)
+        if self._checkpoint_steps and done % self._checkpoint_steps == 0:
+            control.should_save = True
 
     def on_log(
         self,

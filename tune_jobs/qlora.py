@@ -143,7 +143,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         if arguments.data.train_share < 1:
             parts = rows.train_test_split(train_size=arguments.data.train_share, seed=arguments.data.seed)
             rows, held_out = parts["train"], parts["test"]
-        progress = Progress(run.events)
+        progress = Progress(run.events, checkpoint_s=arguments.checkpoint_s)
         trainer = SFTTrainer(
             model=model,
             processing_class=load_tokenizer(arguments),
@@ -153,10 +153,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 # Absolute: Ray gives each worker a working directory of its own.
                 output_dir=str(run.folder),
                 use_cpu=not arguments.use_gpu,
-                save_strategy="steps",
-                save_steps=1 / arguments.checkpoints,
-                # Ray Train deletes old checkpoints; it refuses a run whose checkpoints somebody else deleted.
-                save_total_limit=None,
+                # `progress` says when a checkpoint is due, and Ray Train deletes old ones.
+                save_strategy="no",
                 # The trainer's own filter would hide a loss that is not a number behind the one before.
                 logging_nan_inf_filter=False,
                 ddp_find_unused_parameters=False,
