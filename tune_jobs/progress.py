@@ -57,10 +57,10 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
 
     def on_step_end(
         self,
-        args: TrainingArguments,
+        args: TrainingArguments,  # noqa: ARG002
         state: TrainerState,
         control: TrainerControl,
-        **_: Any,  # noqa: ARG002
+        **_: Any,
     ) -> None:
         """Ask for a checkpoint when one is due: after equally many steps on all workers, since all must write it."""
         done = state.global_step - self._began[1]
