@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from cluster.api import Api
 from cluster.endpoint_simulator import Endpoints
 from cluster.inside import Inside
+from cluster.node_simulator import Nodes
 from cluster.pod_simulator import Pods
 from cluster.ray_cluster_simulator import RayClusters
 from cluster.ray_job_simulator import RayJobs
@@ -30,6 +31,7 @@ class Simulation:
     """The simulators of one cluster."""
 
     def __init__(self, api: Api, pace: Pace) -> None:
+        self.nodes = Nodes(Inside(api, "kubelet"))
         self.pods = Pods(Inside(api, "kubelet"), start_s=pace.start_s, stop_s=pace.stop_s, backoff_s=pace.backoff_s)
         self.endpoints = Endpoints(Inside(api, "endpointslice-controller"))
         kuberay = Inside(api, "kuberay-operator")
