@@ -150,8 +150,11 @@ class Inside:
         return True
 
     def listen(self, listener: Callable[[str, Change], None]) -> None:
-        """Hear of every change, in the server's loop."""
+        """Hear of everything that is there, as if it were new, and then of every change, in the server's loop."""
         self._api.store.listeners.append(listener)
+        for name, table in list(self._api.store.tables.items()):
+            for entry in list(table.entries.values()):
+                listener(name, Change(entry.revision, "ADDED", entry, None))
 
     def _call(self, verb: str, table: str, namespace: str, name: str, subresource: str = "") -> Call:
         resource = self._api.registry.named(table)

@@ -45,9 +45,6 @@ class Pods:
         self._since: dict[Key, float] = {}
         self._restarts: dict[Key, int] = {}
         inside.listen(self._on_change)
-        for pod in inside.select("pods"):
-            self._charge(_key(pod), pod)
-            self._queue.add(_key(pod))
 
     def stop(self) -> None:
         """Let pods be."""
@@ -230,7 +227,7 @@ class Pods:
 
     async def _bind_claim(self, namespace: str, name: str) -> None:
         claim = self._inside.get("persistentvolumeclaims", namespace, name)
-        if claim is None:
+        if claim is None or claim["spec"].get("volumeName"):
             return
         changed = await self._inside.patch(
             "persistentvolumeclaims", claim, {"spec": {"volumeName": f"pvc-{claim['metadata']['uid']}"}}

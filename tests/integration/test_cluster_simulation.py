@@ -8,7 +8,7 @@ import yaml
 
 from cluster.client import Client, condition_of
 from cluster.container_state import Script
-from cluster.fixture import Cluster
+from cluster.fixture import RAY_CRDS, Cluster
 from cluster.ray_job_simulator import Running
 from cluster.ray_service_simulator import Serving
 from cluster.server import TestCluster
@@ -112,6 +112,18 @@ def test_a_ray_service_becomes_ready_with_its_service(client: Client) -> None:
     assert head["metadata"]["labels"]["ray.io/serve"] == "false"
     (worker,) = pods(client, node_type="worker")
     assert worker["spec"]["nodeName"] == "gpu-0"
+
+
+def test_simulators_take_up_what_stood_before_them(simulated: TestCluster) -> None:
+    absent = [path for path in RAY_CRDS if not path.exists()]
+    if absent:
+        pytest.skip(f"needs KubeRay's CustomResourceDefinitions at {absent[0].parent}")
+    client = simulated.client
+    client.install(RAY_CRDS)
+    simulated.add_node("gpu-0", gpus=1)
+    client.create(a_service())
+    simulated.simulate()
+    wait_ready(client, a_service())
 
 
 def test_the_serve_config_changes_in_place(client: Client) -> None:
