@@ -86,7 +86,10 @@ def test_a_changed_wish_is_another_job(change: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("change", [{"arguments": {**a_tune_plan().arguments, "epochs_min_steps": 4}}, {"hourly_usd": 9.0}, {"warnings": ("new",)}])
+@pytest.mark.parametrize(
+    "change",
+    [{"arguments": {**a_tune_plan().arguments, "epochs_min_steps": 4}}, {"hourly_usd": 9.0}, {"warnings": ("new",)}],
+)
 def test_other_defaults_of_ours_do_not_train_again(change: dict[str, Any]) -> None:
     assert (
         by_kind(a_tune_plan())["RayJob"]["metadata"]["name"]
