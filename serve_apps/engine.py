@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serve_apps.arguments import Arguments
+from serve_apps.engine_log import EngineLog, why
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -88,8 +89,15 @@ def limit_queue(engine: "AsyncLLM", waiting_max: int) -> None:
 
 
 async def start_engine(options: Namespace) -> "AsyncLLM":
-    """Start the engine's processes and load the model: seconds to minutes, off the event loop."""
-    engine = await asyncio.to_thread(_start_engine, options)
+    """Start the engine's processes and load the model: seconds to minutes, off the event loop.
+
+    Raises RuntimeError with the reason that the failing process gave.
+    """
+    log = EngineLog()
+    try:
+        engine = await asyncio.to_thread(_start_engine, options)
+    except Exception as error:
+        raise RuntimeError(f"vLLM did not start: {why(str(error), log.text())}") from error
     # As vLLM's server does: the pictures it warmed up with need not stay in memory.
     await engine.reset_mm_cache()
     return engine

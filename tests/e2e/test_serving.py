@@ -232,3 +232,13 @@ def test_what_runs_may_finish_when_the_application_goes(rig: KeyedRig, http: htt
         rig.ray.deploy({"applications": []})
         assert [line for line in lines if line][-1] == "data: [DONE]"
     until(lambda: not _engines(), 30)
+
+
+def test_an_engine_that_cannot_start_says_why(rig: KeyedRig) -> None:
+    # A few pages of cache, for a context of thousands of tokens.
+    engine = dict(rig.plan.engine) | {"kv-cache-memory-bytes": 2**20}
+    rig.ray.deploy(serve_config(replace(rig.plan, engine=engine), port=rig.port))
+    until(lambda: "vLLM did not start" in rig.ray.application()[1], 60)
+    message = rig.ray.application()[1]
+    assert "KV cache memory" in message
+    assert "lower max-model-len" in message
