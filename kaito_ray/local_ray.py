@@ -29,7 +29,7 @@ from kaito_ray.errors import CannotRun
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the default is 30 % of the memory
-_STOP_S = 6.0
+_STOP_S = 4.0
 _POLL_S = 0.25
 _REST_TIMEOUT_S = 30.0
 
@@ -155,7 +155,7 @@ class LocalRay:
         return self.folder / "session_latest" / "logs"
 
     def stop(self, *, keep_logs: bool = False) -> None:
-        """End every process that this run started, within about ten seconds, and remove its folder.
+        """End every process that this run started, within seconds, and remove its folder.
 
         Nothing drains: whoever stops a local run wants it gone, and Serve's own shutdown waits for idle clients.
         """
