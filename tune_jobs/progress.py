@@ -39,6 +39,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         """Steps between checkpoints; 0 until it is known."""
         self._first = train.get_context().get_world_rank() == 0
         self._losses: list[float] = []
+        self._still = 0
         self._before = (0.0, 0, 0)
         """Time, step and tokens of this session at the last report."""
         self._began = (0.0, 0)
@@ -107,7 +108,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         )
         # The loss is the mean over all workers, so that all of them stop at the same step.
         if "loss" in logs:
-            self._judge(float(logs["loss"]), state.global_step, control)
+            self._judge(float(logs["loss"]), logs.get("grad_norm"), state.global_step, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Hand the checkpoint to Ray Train as it lies on the shared storage: no copy is made of it.
@@ -122,9 +123,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
 
-    def _judge(self, loss: float, step: int, control: TrainerControl) -> None:
+    def _judge(self, loss: float, gradient: float | None, step: int, control: TrainerControl) -> None:
         if not math.isfinite(loss):
             self._stop(control, "LossNotFinite", f"the loss is {loss} at step {step}; lower the learning rate")
+            return
+        # Outputs that no longer depend on the input give a gradient of exactly nothing, and a loss that stands still.
+        self._still = self._still + 1 if gradient == 0 else 0
+        if self._still >= _WINDOW:
+            message = f"the loss stands still at {loss:.2f} with no gradient at step {step}; lower the learning rate"
+            self._stop(control, "LossDiverged", message)
             return
         self._losses.append(loss)
         if len(self._losses) <= _WINDOW:

@@ -71,7 +71,8 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=True)
+    # Without an address Ray would join any cluster that somebody runs on this machine.
+    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
     resources = {"CPU": arguments.cpus_per_worker} | ({"GPU": 1} if arguments.use_gpu else {})
     trainer = TorchTrainer(
         cast("Callable[[dict[str, Any]], None]", train_worker),
