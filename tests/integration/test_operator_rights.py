@@ -9,7 +9,7 @@ import pytest
 from cluster.server import TestCluster
 from helm_template import CHART, render_chart
 from operator_rig import running_operator
-from waiting import free_port
+from waiting import free_port, until
 from workspace_rig import (
     RAY,
     a_serving,
@@ -96,6 +96,8 @@ def test_everything_the_operator_does_is_allowed_and_nothing_more(cluster: TestC
     client.patch(get(client, "tuned"), {"tuning": {"output": {"image": "registry.example.com/adapters/phi:2"}}})
     wait_until_gone(client, "v1", "PersistentVolumeClaim", f"{first['metadata']['name']}-checkpoints")
     wait_until_gone(client, RAY, "RayJob", first["metadata"]["name"])
+    # The operator introduces its webhook beside its other work.
+    until(lambda: any(one.verb == "patch" and "webhook" in one.resource for one in cluster.requests), 60)
     used = {
         (verb, f"{one.resource.partition('.')[0]}{'/' + one.subresource if one.subresource else ''}")
         for one in cluster.requests
