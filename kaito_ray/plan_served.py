@@ -52,7 +52,8 @@ def plan_served_after_tuning(
     document = {"preset": _preset(tuning), "adapters": [{"source": {"name": name, **_output(tuning)}}]}
     lora = tuned.arguments["lora"]
     rank = max(lora["r"], *lora.get("rank_pattern", {}).values(), 1)
-    # Nodes that tuned together serve as few or as many copies as any Workspace.
+    # On the nodes that are there, and on no more of them than the model needs.
+    settings = settings.model_copy(update={"max_nodes": tuned.nodes})
     alone = workspace.model_copy(update={"resource": workspace.resource.model_copy(update={"count": 1})})
     plan = plan_serve(
         alone,

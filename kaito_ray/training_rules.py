@@ -19,17 +19,7 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
     "ModelConfig": {"torch_dtype": "dtype"},
     "LoraConfig": {},
     "QuantizationConfig": {},
-    "DataCollator": {
-        "mask_replace_prob": _COLLATED,
-        "mlm": _COLLATED,
-        "mlm_probability": _COLLATED,
-        "random_replace_prob": _COLLATED,
-        "return_tensors": _COLLATED,
-        "seed": _COLLATED,
-        "tf_experimental_compile": _COLLATED,
-        "tokenizer": _COLLATED,
-        "whole_word_mask": _COLLATED,
-    },
+    "DataCollator": {},
     "DatasetConfig": {},
     "TrainingArguments": {
         "max_seq_length": "max_length",

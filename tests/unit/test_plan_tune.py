@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kaito_ray.errors import DoesNotFit
+from kaito_ray.errors import DoesNotFit, InvalidManifest
 from kaito_ray.plan import TunePlan, plan
 from kaito_ray.preset import load_catalogue
 from kaito_ray.settings import Settings
@@ -16,12 +16,22 @@ CATALOGUE, SIZES = load_catalogue(), load_sizes()
 URLS = ["https://example.com/train.parquet?download=true"]
 
 
-def a_plan(model: str, size: str, *, method: str = "qlora", count: int = 1, **tuning: Any) -> TunePlan:
+def a_plan(
+    model: str,
+    size: str,
+    *,
+    method: str = "qlora",
+    count: int = 1,
+    data: dict[str, str] | None = None,
+    settings: Settings | None = None,
+    annotations: dict[str, str] | None = None,
+    **tuning: Any,
+) -> TunePlan:
     """The plan of a Workspace that tunes `model`; `cpu` is a machine with 16 GiB, no size lets kaito-ray choose."""
     document = {
         "apiVersion": "kaito.sh/v1beta1",
         "kind": "Workspace",
-        "metadata": {"name": "mine"},
+        "metadata": {"name": "mine", "annotations": annotations or {}},
         "resource": {
             "instanceType": "" if size == "cpu" else size,
             "count": count,
@@ -36,7 +46,7 @@ def a_plan(model: str, size: str, *, method: str = "qlora", count: int = 1, **tu
         | tuning,
     }
     sku = cpu_size(4, 16.0) if size == "cpu" else SIZES.get(size) if size else None
-    made = plan(parse_workspace(document), CATALOGUE.get(model), sku, Settings(), sizes=SIZES)
+    made = plan(parse_workspace(document), CATALOGUE.get(model), sku, settings or Settings(), config=data, sizes=SIZES)
     assert isinstance(made, TunePlan)
     return made
 
@@ -84,3 +94,69 @@ def test_a_count_of_nodes_multiplies_workers_and_price() -> None:
     assert (one.workers, two.workers) == (2, 4)
     assert one.hourly_usd is not None
     assert two.hourly_usd == 2 * one.hourly_usd
+
+
+CONFIG = {
+    "training_config.yaml": """
+training_config:
+  ModelConfig: {torch_dtype: bfloat16, chat_template: "{{ messages }}"}
+  QuantizationConfig: {load_in_4bit: true, bnb_4bit_compute_dtype: bfloat16}
+  LoraConfig: {r: 16, target_modules: [qkv_proj]}
+  TrainingArguments: {learning_rate: 1e-4, num_train_epochs: 2, max_seq_length: 4096, gradient_accumulation_steps: 3}
+  DatasetConfig: {shuffle_dataset: false, train_test_split: 0.9, response_column: answer, context_column: question}
+"""
+}
+
+
+def test_what_the_config_map_says_wins_and_the_rest_is_filled_in() -> None:
+    made = a_plan("phi-3-mini-128k-instruct", "Standard_NC24ads_A100_v4", data=CONFIG, config="training")
+    arguments = made.arguments
+    assert arguments["lora"] == {"r": 16, "lora_alpha": 8, "lora_dropout": 0.0, "target_modules": ["qkv_proj"]}
+    training = arguments["training"]
+    assert (training["learning_rate"], training["num_train_epochs"], training["max_length"]) == (1e-4, 2.0, 4096)
+    assert (training["gradient_accumulation_steps"], training["train_sampling_strategy"]) == (3, "sequential")
+    assert training["gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    assert arguments["epochs_min_steps"] is None
+    assert arguments["model"]["chat_template"] == "{{ messages }}"
+    assert arguments["data"]["train_share"] == 0.9
+    assert (arguments["data"]["context_column"], arguments["data"]["response_column"]) == ("question", "answer")
+    assert any("max_seq_length is now called max_length" in warning for warning in made.warnings)
+
+
+def test_the_gpu_decides_what_can_be_computed_in() -> None:
+    made = a_plan("phi-3-mini-4k-instruct", "Standard_NC6s_v3", data=CONFIG, config="training")
+    assert made.arguments["model"]["dtype"] == "float16"
+    assert made.arguments["quantization"]["bnb_4bit_compute_dtype"] == "float16"
+    assert (made.arguments["training"]["fp16"], made.arguments["training"]["bf16"]) == (True, False)
+
+
+@pytest.mark.parametrize(("size", "count"), [("Standard_NC6s_v3", 1), ("Standard_NC96ads_A100_v4", 2), ("cpu", 3)])
+def test_a_step_learns_from_about_sixteen_samples_whatever_fits_at_once(size: str, count: int) -> None:
+    made = a_plan("tiny-phi-3" if size == "cpu" else "phi-3-mini-4k-instruct", size, count=count)
+    training = made.arguments["training"]
+    samples = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * made.workers
+    assert 16 <= samples <= 64
+    assert made.workers * made.arguments["cpus_per_worker"] <= max(count, made.worker.cpus * count)
+
+
+def test_problems_of_the_config_map_are_those_of_the_workspace() -> None:
+    broken = {"training_config.yaml": "training_config: {LoraConfig: {r: x}}"}
+    with pytest.raises(InvalidManifest, match=r"LoraConfig\.r: must be a whole number"):
+        a_plan("phi-4", "Standard_NC24ads_A100_v4", data=broken, config="training")
+
+
+def test_several_nodes_need_storage_that_all_of_them_see() -> None:
+    settings = Settings(checkpoint_storage_class="none")
+    with pytest.raises(InvalidManifest, match="CHECKPOINT_STORAGE_CLASS is none"):
+        a_plan("phi-4", "Standard_NC24ads_A100_v4", count=2, settings=settings)
+    assert a_plan("phi-4", "Standard_NC24ads_A100_v4", settings=settings).nodes == 1
+
+
+def test_a_model_that_can_be_tuned_but_not_served_there_is_said_beforehand() -> None:
+    made = a_plan("qwen2.5-coder-32b-instruct", "Standard_NV36ads_A10_v5")
+    [warning] = [warning for warning in made.warnings if "not served afterwards" in warning]
+    assert "kaito-ray.io/after-tuning: release" in warning
+    released = a_plan(
+        "qwen2.5-coder-32b-instruct", "Standard_NV36ads_A10_v5", annotations={"kaito-ray.io/after-tuning": "release"}
+    )
+    assert not any("not served afterwards" in warning for warning in released.warnings)
