@@ -2,7 +2,7 @@
 """Whether a loaded adapter changes what the model says, told from a short sample. Called by adapters.py.
 
 An adapter can pass every check of its files and still do nothing, when the engine quietly skips modules whose names
-it does not know. The probabilities of a few tokens tell: equal to the last bit means that nothing was added anywhere.
+it does not know. The probabilities of the next token tell: equal to the last bit means that nothing was added anywhere.
 """
 
 import asyncio
@@ -12,9 +12,8 @@ from typing import Any
 
 _TIMEOUT_S = 30.0
 _SAMPLE_TOKENS = 8
-_NEW_TOKENS = 4
-Probabilities = list[Mapping[int, float]]
-"""For each step the likeliest tokens and their log probabilities."""
+Probabilities = Mapping[int, float]
+"""The likeliest next tokens and their log probabilities."""
 
 
 async def sample(engine: Any, adapter: Any = None) -> Probabilities:
@@ -28,7 +27,7 @@ async def sample(engine: Any, adapter: Any = None) -> Probabilities:
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
     params = SamplingParams(
-        max_tokens=_NEW_TOKENS,
+        max_tokens=1,  # a step with an adapter in it slows down everybody else's
         temperature=0.0,
         logprobs=5,
         ignore_eos=True,
@@ -38,13 +37,13 @@ async def sample(engine: Any, adapter: Any = None) -> Probabilities:
     vocabulary = engine.model_config.get_vocab_size()
     # Spread over the vocabulary, so that no tokenizer has to be asked what is a word.
     tokens = [(index + 1) * vocabulary // (_SAMPLE_TOKENS + 2) for index in range(_SAMPLE_TOKENS)]
-    steps: Probabilities = []
+    found: Probabilities = {}
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             outputs = engine.generate(tokens_input(tokens), params, f"probe-{uuid.uuid4().hex}", lora_request=adapter)
             async for output in outputs:
-                found = output.outputs[0].logprobs or ()
-                steps = [{token: entry.logprob for token, entry in step.items()} for step in found]
+                for step in output.outputs[0].logprobs or ():
+                    found = {token: entry.logprob for token, entry in step.items()}
     except (TimeoutError, ValueError):
-        return []
-    return steps
+        return {}
+    return found
