@@ -4,7 +4,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SAMPLE ?= manifests/samples/tiny-inference.yaml
 ARGS   ?=
-TESTS  ?=
 ENGINE := $(if $(shell command -v nvidia-smi 2>/dev/null && nvidia-smi -L 2>/dev/null),serve,serve-cpu)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
@@ -35,10 +34,13 @@ endif
 run: setup ## serve a Workspace on this machine; ARGS='--once "What is Kubernetes?"' asks one question
 	$(BIN)/kaito-ray run $(SAMPLE) $(ARGS)
 
+# Ray keeps state in the process that started it, so each file of e2e tests has a process of its own.
 test: setup lint ## lint, types and every test this machine can run; says what is missing
 	@for tool in curl docker-registry skopeo kubectl; do command -v $$tool >/dev/null || \
 	  echo "make test: $$tool is not installed, the tests that need it are skipped by name"; done
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest tests/unit tests/golden tests/apps tests/integration
+	@set -e; for file in tests/e2e/test_*.py; do \
+	  echo "$(BIN)/python -m pytest $$file"; $(BIN)/python -m pytest $$file; done
 
 unit: setup ## only the tests without IO, in seconds
 	$(BIN)/python -m pytest tests/unit tests/golden

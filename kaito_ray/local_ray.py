@@ -7,6 +7,7 @@ applies Serve configs over the same REST route that KubeRay uses on a cluster.
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import re
@@ -43,6 +44,12 @@ def free_ports(count: int) -> list[int]:
         return [int(each.getsockname()[1]) for each in sockets]
 
 
+@functools.cache
+def _process_token() -> str:
+    """Ray's library reads its token once per process, so every run of a process has the same."""
+    return secrets.token_hex(16)
+
+
 def _free_range() -> int:
     """The first of a hundred ports for replicas, outside the range the kernel gives out; one run each, by its pid."""
     return 20000 + os.getpid() % 100 * 100
@@ -71,8 +78,10 @@ class LocalRay:
         names that `serve_config.local_env` takes.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))  # short, because a socket's path must be
-        self.token = secrets.token_hex(16)
+        self.token = _process_token()
         adopt_orphans()
+        self._others = {each.pid for each in psutil.Process().children(recursive=True)}
+        self._environ = dict(os.environ)
         dashboard_port, metrics_port, stats_port = free_ports(3)
         self.dashboard_url = f"http://127.0.0.1:{dashboard_port}"
         self._http = httpx.Client(
@@ -159,8 +168,13 @@ class LocalRay:
 
         Nothing drains: whoever stops a local run wants it gone, and Serve's own shutdown waits for idle clients.
         """
+        import ray
+
         self._http.close()
-        mine = psutil.Process().children(recursive=True)
+        mine = self._children()
+        # Without this Ray's library ends this process a minute after its control plane is gone.
+        with contextlib.suppress(Exception):
+            ray.shutdown()
         for process in mine:
             # Replicas and engines first get the chance to remove their shared memory.
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -172,9 +186,15 @@ class LocalRay:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(alive, timeout=1)
-            alive = psutil.Process().children(recursive=True)
+            alive = self._children()
+        os.environ.clear()
+        os.environ.update(self._environ)
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _children(self) -> list[psutil.Process]:
+        """What this process has started since, and what that has started."""
+        return [each for each in psutil.Process().children(recursive=True) if each.pid not in self._others]
 
 
 def _last_line(text: str) -> str:
