@@ -66,6 +66,7 @@ def options(
 @app.command()
 def validate(
     files: Annotated[list[Path], typer.Argument(help="YAML files with Workspaces; - is stdin", metavar="FILE...")],
+    data: Annotated[bool, typer.Option("--data", help="also fetch and judge the data of Workspaces that tune")] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print every problem of the Workspaces in FILE... as `FILE:LINE field.path: sentence`."""
@@ -75,12 +76,19 @@ def validate(
     from kaito_ray.settings import Settings
     from kaito_ray.validate import validate_files
 
-    findings = list(validate_files(files, Settings.from_env(os.environ)))
+    settings = Settings.from_env(os.environ)
+    findings = list(validate_files(files, settings))
+    verdicts = []
+    if data:
+        from kaito_ray.data_check import check_data
+
+        verdicts = list(check_data(files, settings))
+        findings += [finding for verdict in verdicts for finding in verdict.findings]
     if output is Output.JSON:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        for finding in findings:
-            typer.echo(str(finding))
+        for line in (*map(str, findings), *(line for verdict in verdicts for line in verdict.lines)):
+            typer.echo(line)
     errors = sum(finding.severity == "error" for finding in findings)
     counts = ((len(files), "file"), (errors, "error"), (len(findings) - errors, "remark"))
     typer.echo(", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts), err=True)

@@ -51,7 +51,7 @@ def a_tiny_tune_plan(config: dict[str, str] | None = None, *, workers: int = 1, 
         "preset": {"name": MODEL},
         "method": "qlora",
         "input": {"urls": ["https://data.example/chats.jsonl"]},
-        "output": {"image": "registry.example/team/pirate:1"},
+        "output": {"image": "registry.example/team/pirate:1", "imagePushSecret": "push"},
         **({"config": "training"} if config else {}),
         **tuning,
     }

@@ -24,6 +24,7 @@ from typing import Any, cast
 from kaito_ray.errors import KaitoRayError, UserError
 from kaito_ray.settings import Settings
 from kaito_ray.tuning_event import Event, Failed, parse_event
+from kaito_ray.tuning_schedule import schedule
 from tune_jobs.arguments import Arguments
 from tune_jobs.data import Prepared, prepare
 from tune_jobs.home import Home, Run, fingerprint
@@ -79,7 +80,7 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
         train_loop_config={
             "arguments": arguments.model_dump(mode="json"),
             "data": str(data.file),
-            "epochs": epochs(arguments, data.rows),
+            "schedule": steps(arguments, data.rows),
             "storage": str(run.storage),
             "run": run.name,
         },
@@ -149,8 +150,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             model=model,
             processing_class=load_tokenizer(arguments),
             args=SFTConfig(
-                **arguments.training,
-                **config["epochs"],
+                **{**arguments.training, **config["schedule"]},
                 # Absolute: Ray gives each worker a working directory of its own.
                 output_dir=str(run.folder),
                 use_cpu=not arguments.use_gpu,
@@ -220,14 +220,15 @@ def location(arguments: Arguments) -> str:
     return arguments.model.reference
 
 
-def epochs(arguments: Arguments, rows: int) -> dict[str, float]:
-    """A few rows more often: three epochs of ten rows would be three steps, and teach nothing."""
-    if arguments.epochs_min_steps is None:
-        return {}
-    training = arguments.training
-    batch = training["per_device_train_batch_size"] * training["gradient_accumulation_steps"] * arguments.workers
-    steps = max(1, -(-round(rows * arguments.data.train_share) // batch))
-    return {"num_train_epochs": float(max(3, -(-arguments.epochs_min_steps // steps)))}
+def steps(arguments: Arguments, rows: int) -> dict[str, float]:
+    """What the number of rows decides: how often they are gone through, and how often that is reported."""
+    made = schedule(
+        arguments.training,
+        rows=round(rows * arguments.data.train_share),
+        workers=arguments.workers,
+        min_steps=arguments.epochs_min_steps,
+    )
+    return {"num_train_epochs": made.epochs, "logging_steps": made.logging_steps}
 
 
 def explained(error: Exception) -> tuple[str, str]:

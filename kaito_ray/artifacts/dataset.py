@@ -55,7 +55,7 @@ class Report:
 
     def summary(self) -> tuple[str, ...]:
         """A few sentences for people."""
-        said = [f"{self.rows:,} rows of {' and '.join(self.layouts) or 'nothing'}"]
+        said = [f"{_rows(self.rows)} of {' and '.join(self.layouts) or 'nothing'}"]
         if self.lengths is not None:
             said += self.lengths.summary()
         if self.duplicates:
@@ -222,7 +222,7 @@ class _Reading:
             )
             self._warn("the data", 1, message)
         if self._rows < _FEW_ROWS:
-            self._warn("the data", 1, f"has {self._rows} rows; a model can learn them by heart and little more")
+            self._warn("the data", 1, f"has {_rows(self._rows)}; a model can learn them by heart and little more")
         if self._duplicates:
             self._warn(*self._first_duplicate, f"repeats an earlier row, as {self._duplicates:,} rows do")
         if self._open_ends:
@@ -253,6 +253,10 @@ class _Reading:
 
     def _warn(self, file: str, line: int, message: str, severity: Severity = "warning") -> None:
         self._say(Finding(file, line, "", message, severity))
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"
 
 
 def _shown(sample: Sample) -> str:

@@ -60,7 +60,7 @@ def _json_lines(stream: io.BufferedReader, file: DataFile) -> Iterator[Row | Fin
         if not line.strip():
             continue
         try:
-            values = json.loads(line)
+            values = json.loads(line.rstrip())
         except (ValueError, RecursionError) as error:
             yield Finding(file.name, number, "", _json_trouble(error))
             continue
