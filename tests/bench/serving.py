@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our server against vLLM's own, side by side: the same model, the same engine arguments, rounds in turn.
 
-    python tests/bench/serving.py [--rounds 6] [--seconds 3] [--concurrency 1,8,32] [--no-engine] [--no-overhead]
+    python tests/bench/serving.py [--rounds 6] [--seconds 3] [--concurrency 1,8,32] [--no-lora] [--no-engine]
+                                  [--no-overhead]
 
 The first table is with the engine: requests per second, time to the first event of a stream and time between events.
-The second has a core that answers at once in its place, so it shows what the servers themselves take: seconds of
-processor time per request, of everything that belongs to the server (for ours HAProxy and all of Ray as well).
+The second has a core that answers at once in its place, so it shows what the servers themselves take: processor time
+per request, of all processes that a request passes through (for ours HAProxy as well).
 Client and servers share the machine. A ratio is ours over vLLM's, the median over pairs of neighbouring rounds.
 Only the two servers and the client should be busy: the bench says so when something else was.
 """
@@ -120,7 +121,11 @@ def vllm_server(rig: ServeRig, environ: dict[str, str], *, fake: bool) -> Iterat
     with (
         tempfile.TemporaryFile() as log,
         subprocess.Popen(
-            [sys.executable, *program, *words], env=environ | engine_env, stdout=log, stderr=subprocess.STDOUT
+            [sys.executable, *program, *words],
+            env=environ | engine_env,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # when it ends, it ends its process group
         ) as process,
     ):
         url = f"http://127.0.0.1:{port}"
@@ -140,17 +145,24 @@ def _answers(url: str) -> bool:
     return False
 
 
-def cpu_seconds(root: psutil.Process, *, without: psutil.Process | None = None) -> float:
-    """Processor time of a process's descendants so far, itself included when nothing is left out."""
-    left_out = {without.pid, *(child.pid for child in without.children(recursive=True))} if without else set()
-    processes = root.children(recursive=True) if without else [root, *root.children(recursive=True)]
+def cpu_seconds(*processes: psutil.Process) -> float:
+    """Processor time of these processes and their descendants so far."""
     total = 0.0
-    for process in processes:
-        if process.pid not in left_out:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                total += times.user + times.system
+    for process in {each for root in processes for each in (root, *root.children(recursive=True))}:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
     return total
+
+
+def our_server() -> list[psutil.Process]:
+    """The processes that a request passes through: HAProxy, and the replica with its engine."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith(("ray::ServeReplica", "haproxy")):
+                found.append(process)
+    return found
 
 
 def measure(
@@ -158,15 +170,15 @@ def measure(
 ) -> list[Pair]:
     """Every kind of request at every concurrency, the two servers in turn; who begins alternates."""
     url, process = vllm
-    me = psutil.Process()
+    server = our_server()
 
     def one(pair: Pair, *, ours: bool, seconds: float) -> None:
-        before = cpu_seconds(me, without=process) if ours else cpu_seconds(process)
+        before = cpu_seconds(*(server if ours else [process]))
         target = rig.url if ours else url
         result = asyncio.run(
             run_round(f"{target}{PATH}", body(stream=pair.stream), concurrency=pair.concurrency, seconds=seconds)
         )
-        used = (cpu_seconds(me, without=process) if ours else cpu_seconds(process)) - before
+        used = cpu_seconds(*(server if ours else [process])) - before
         (pair.ours if ours else pair.vllm).append(result)
         (pair.ours_cpu_s if ours else pair.vllm_cpu_s).append(used / result.requests)
 
@@ -190,10 +202,13 @@ def engine_table(pairs: list[Pair]) -> Table:
     for column in ("requests", "in flight", "vLLM req/s", "ours req/s", "ratio", "lowest-highest", "TTFT", "between"):
         table.add_column(column, justify="left" if column == "requests" else "right")
     for pair in pairs:
-        streamed = [
-            f"{pair.ratio(lambda each: statistics.median(each.first_events)):.2f}",
-            f"{pair.ratio(lambda each: statistics.median(each.gaps)):.2f}",
-        ]
+        streamed = ["", ""]
+        if pair.stream:
+            values: list[Callable[[Round], float]] = [
+                lambda each: statistics.median(each.first_events),
+                lambda each: statistics.median(each.gaps),
+            ]
+            streamed = [f"{pair.ratio(value):.2f}" for value in values]
         table.add_row(
             "stream" if pair.stream else "unary",
             str(pair.concurrency),
@@ -201,7 +216,7 @@ def engine_table(pairs: list[Pair]) -> Table:
             f"{statistics.median(each.rate for each in pair.ours):.1f}",
             f"{pair.ratio(lambda each: each.rate):.2f}",
             pair.spread,
-            *(streamed if pair.stream else ["", ""]),
+            *streamed,
         )
     return table
 
@@ -225,12 +240,13 @@ def overhead_table(pairs: list[Pair]) -> Table:
     return table
 
 
-def others_busy() -> float:
-    """How many processors something else keeps busy, over two seconds in which both servers rest."""
-    mine = psutil.Process()
-    before = cpu_seconds(mine)
-    busy = psutil.cpu_percent(interval=2.0) / 100 * (psutil.cpu_count() or 1)
-    return max(0.0, busy - (cpu_seconds(mine) - before) / 2)
+def resting() -> tuple[float, float]:
+    """How many processors Ray keeps busy while nobody asks, and how many other programs do."""
+    me, seconds = psutil.Process(), 3.0
+    before = cpu_seconds(me)
+    busy = psutil.cpu_percent(interval=seconds) / 100 * (psutil.cpu_count() or 1)
+    ray = (cpu_seconds(me) - before) / seconds
+    return ray, max(0.0, busy - ray)
 
 
 def main() -> None:
@@ -239,6 +255,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--concurrency", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 32])
+    parser.add_argument("--no-lora", action="store_true", help="a faster engine: both servers without adapters")
     parser.add_argument("--no-engine", action="store_true")
     parser.add_argument("--no-overhead", action="store_true")
     options = parser.parse_args()
@@ -247,9 +264,9 @@ def main() -> None:
     environ = dict(os.environ)
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     with tempfile.TemporaryDirectory() as folder:
-        rig = Rig(Path(folder), replicas=1, engine=ENGINE)
+        without = {"enable-lora": None, "max-loras": None, "max-lora-rank": None, "max-cpu-loras": None}
+        rig = Rig(Path(folder), replicas=1, engine=ENGINE | (without if options.no_lora else {}))
         try:
-            busy = others_busy()
             if not options.no_engine:
                 notes.print("starting both servers")
                 rig.start()
@@ -260,13 +277,14 @@ def main() -> None:
                 rig.import_path = "bench.fake_app:build"
                 rig.deploy()
                 time.sleep(1)
-                rig.ray.wait_until_running(notes.print)
+                rig.ray.wait_until_running(lambda _: None)
                 with vllm_server(rig, environ, fake=True) as vllm:
                     console.print(overhead_table(measure(rig, vllm, options, notes.print)))
-            busy = max(busy, others_busy())
-            console.print(f"{psutil.cpu_count()} processors, {_processor()}, {_engine(rig)}")
-            if busy > _QUIET:
-                console.print(f"Other programs kept {busy:.1f} processors busy: the figures are not worth much.")
+            ray, others = resting()
+            console.print(f"{psutil.cpu_count()} processors, {_processor()}; vLLM with {_words(rig)}.")
+            console.print(f"Ray keeps {ray:.2f} processors busy while nobody asks.")
+            if others > _QUIET:
+                console.print(f"Other programs kept {others:.1f} processors busy: the figures are not worth much.")
         finally:
             rig.stop()
 
@@ -278,8 +296,8 @@ def _processor() -> str:
     return names[0] if names else "unknown processor"
 
 
-def _engine(rig: ServeRig) -> str:
-    return f"vLLM with {' '.join(command_line(rig.plan.engine))}"
+def _words(rig: ServeRig) -> str:
+    return " ".join(command_line(rig.plan.engine))
 
 
 if __name__ == "__main__":
