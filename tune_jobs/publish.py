@@ -16,14 +16,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from kaito_ray.artifacts.adapter import WEIGHTS
+from kaito_ray.artifacts.adapter import WEIGHTS, check_adapter
 from kaito_ray.artifacts.adapter_config import CONFIG
+from kaito_ray.artifacts.base import Base
 from kaito_ray.artifacts.credential import logins_for, read_logins
 from kaito_ray.artifacts.limits import ADAPTER
 from kaito_ray.artifacts.push import pack_adapter, push_image
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.artifacts.source import tree_digest
+from kaito_ray.artifacts.transport import exact_url
 from kaito_ray.errors import ArtifactUnavailable
 from kaito_ray.tuning_event import Event, Finished, Started, Step, Waiting
 from tune_jobs.arguments import Arguments
@@ -31,7 +33,41 @@ from tune_jobs.data import Prepared
 from tune_jobs.home import Run, read_events
 from tune_jobs.loss_curve import draw_loss
 
+_MAX_RANK = 512
 METRICS, CURVE, RECORD = "metrics.jsonl", "loss.png", "tuning.json"
+
+
+def check_push(arguments: Arguments, allowed: Collection[str], say: Callable[[Event], None]) -> None:
+    """Ask the registry for an upload and give it back, so that a wrong secret is found before hours of training.
+
+    Raises ArtifactRefused when it says no; one that is down is only spoken of, since it may be back by then.
+    """
+    if arguments.output.image:
+        try:
+            asyncio.run(_try_upload(arguments, allowed))
+        except ArtifactUnavailable as error:
+            say(Waiting(error.reason, f"{error}; the adapter is pushed once it is trained and the registry answers"))
+
+
+async def _try_upload(arguments: Arguments, allowed: Collection[str]) -> None:
+    async with _registry(arguments, allowed) as registry:
+        await registry.find_scheme()
+        url = registry.url("blobs/uploads/")
+        async with registry.request("POST", url, headers={"Content-Length": "0"}) as response:
+            if response.status != 202:
+                raise registry.error(response, str(registry.reference))
+            location = response.headers.get("Location")
+            begun = str(response.url.join(exact_url(location))) if location else ""
+        if begun:
+            async with registry.request("DELETE", begun):
+                pass  # not every registry can; it forgets unfinished uploads by itself
+
+
+def _registry(arguments: Arguments, allowed: Collection[str]) -> Registry:
+    reference = Reference.parse(arguments.output.image)
+    configs = read_logins(arguments.folders.push_auth) if arguments.folders.push_auth else []
+    logins = logins_for(reference.host, reference.repository, configs)
+    return Registry(reference, ADAPTER, logins=logins, allowed=allowed)
 
 
 def publish(
@@ -39,8 +75,10 @@ def publish(
 ) -> Finished:
     """Put the adapter, its figures and its curve where they belong.
 
-    Raises what artifacts.push raises when a registry refuses or stays away for too long.
+    Raises AdapterRefused for one that has learned nothing or is no number, and what artifacts.push raises when a
+    registry refuses or stays away for too long.
     """
+    check_adapter(run.adapter, Base(frozenset({arguments.model.name})), max_rank=_MAX_RANK)
     events = read_events(run.events)
     steps = [event for event in events if isinstance(event, Step)]
     (run.adapter / METRICS).write_text("".join(f"{_metrics(step)}\n" for step in steps))
@@ -107,16 +145,12 @@ def _copy(adapter: Path, folder: Path) -> str:
 async def _push(
     arguments: Arguments, run: Run, record: dict[str, Any], allowed: Collection[str], say: Callable[[Event], None]
 ) -> str:
-    reference = Reference.parse(arguments.output.image)
-    configs = read_logins(arguments.folders.push_auth) if arguments.folders.push_auth else []
-    logins = logins_for(reference.host, reference.repository, configs)
-
     def waiting(error: ArtifactUnavailable) -> None:
         say(Waiting(error.reason, f"{error}; the adapter is kept and pushed when the registry answers"))
 
     with tempfile.TemporaryDirectory(dir=run.folder, prefix="image-") as work:
         config, layer = await asyncio.to_thread(pack_adapter, run.adapter, Path(work))
-        async with Registry(reference, ADAPTER, logins=logins, allowed=allowed) as registry:
+        async with _registry(arguments, allowed) as registry:
             return await push_image(
                 registry, config, [layer], {**arguments.output.annotations, **_annotations(record)}, waiting=waiting
             )

@@ -28,7 +28,7 @@ from kaito_ray.tuning_schedule import schedule
 from tune_jobs.arguments import Arguments
 from tune_jobs.data import Prepared, prepare
 from tune_jobs.home import Home, Run, fingerprint
-from tune_jobs.publish import publish
+from tune_jobs.publish import check_push, publish
 
 _MAX_FAILURES = 3
 _POLL_S = 0.5
@@ -59,6 +59,7 @@ def tune(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> None:
     run = home.run(fingerprint(arguments, data.digest, (ray.__version__,)))
     run.raise_verdict()
     if not run.adapter.is_dir():
+        check_push(arguments, allow_private_urls, say)
         train(arguments, data, run)
     say(publish(arguments, data, run, allow_private_urls, say))
 
