@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A status in, the same status in the cluster out, with an Event for whatever turned. Called once per pass.
 
-A status that equals the one there is not written. One that differs only in words waits until the last write is some
-seconds old, so that a model that loads for minutes does not cost a write per progress message.
+A status that equals the one there is not written. One that differs only in words waits until the last write is half a
+minute old, so that a model that loads for minutes does not cost a write per progress message.
 """
 
 import logging
@@ -23,7 +23,7 @@ from kaito_ray.world import World
 
 logger = logging.getLogger(__name__)
 
-_WORDS_S = 5.0
+_WORDS_S = 30.0
 _REFUSED_S = 60.0
 
 

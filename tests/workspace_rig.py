@@ -26,12 +26,19 @@ RAY = "ray.io/v1"
 
 
 @contextmanager
-def simulated_cluster(folder: Path, *, pace: Pace | None = None, kuberay: bool = True) -> Iterator[TestCluster]:
-    """A test cluster with the CRDs, nodes for Ray's heads and everything simulated; needs ../shared/crds."""
+def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[TestCluster]:
+    """A test cluster with the CRDs and nothing that acts; needs ../shared/crds."""
     if not (SHARED / "crds").is_dir():
         pytest.skip("needs ../shared/crds")
     with TestCluster() as cluster:
         cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])])
+        yield cluster
+
+
+@contextmanager
+def simulated_cluster(folder: Path, *, pace: Pace | None = None, kuberay: bool = True) -> Iterator[TestCluster]:
+    """The same with nodes for Ray's heads and everything simulated."""
+    with bare_cluster(folder, kuberay=kuberay) as cluster:
         cluster.simulate(pace)
         cluster.add_node("cpu-1", cpu="1000", memory="4Ti")
         yield cluster
