@@ -61,6 +61,11 @@ class WebhookCertificates:
             except ClusterUnavailable as error:
                 logger.warning("the webhook's certificates cannot be read yet: %s", error)
                 await asyncio.sleep(_RETRY_S)
+            except KaitoRayError as error:
+                # Reconciling works without the webhook, so it must not depend on it.
+                logger.warning("the webhook's certificates cannot be kept in a Secret: %s", error)
+                self._write(make_certificates(self._hosts, datetime.now(UTC)))
+                return
             else:
                 return
 
