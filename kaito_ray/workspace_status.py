@@ -63,10 +63,15 @@ class TuningStatus(_Part):
     step: int | None = Field(None, description="Steps done.")
     total_steps: int | None = Field(None, description="Steps to do.")
     epoch: float | None = Field(None, description="Epochs done.")
-    loss: float | None = Field(None, description="Training loss of the last step.")
+    loss: float | None = Field(None, description="Training loss of the last steps.")
+    eval_loss: float | None = Field(None, description="Loss on the rows that were held back, when there are any.")
+    learning_rate: float | None = Field(None, description="Learning rate of the last step.")
     tokens_per_second: float | None = Field(None, description="Tokens per second over all workers.")
     eta_seconds: int | None = Field(None, description="Seconds left, as estimated.")
+    gpu_memory_gib: float | None = Field(None, description="Most memory that one GPU held so far, in GiB.")
+    rows: int | None = Field(None, description="Rows of the data set.")
     attempt: int | None = Field(None, description="Which attempt this is, counting from 1.")
+    message: str = Field("", description="What is being waited for, or what the data is; empty while steps are done.")
     updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = Field(
         None, description="When this was reported."
     )
