@@ -6,6 +6,7 @@ minute old, so that a model that loads for minutes does not cost a write per pro
 """
 
 import logging
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -80,10 +81,7 @@ class Reporter:
         metadata = workspace["metadata"]
         key = key_of(workspace)
         before = workspace.get("status") or {}
-        # A merge patch removes what is null and leaves alone what is not named.
-        patch = {
-            name: status.get(name) for name in before.keys() | status.keys() if before.get(name) != status.get(name)
-        }
+        patch = merge_patch(before, status)
         try:
             written = await self._cluster.patch(WORKSPACE, *key, {"status": patch}, "status")
         except NotFound:
@@ -106,6 +104,19 @@ class Reporter:
         created = workspace["metadata"].get("creationTimestamp")
         if created and not any(entry.get("stage") == READY for entry in timeline):
             TIME_TO_READY.observe((now - parse_timestamp(created)).total_seconds())
+
+
+def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What turns `before` into `after` as a JSON merge patch (RFC 7386): null removes, mappings are merged."""
+    patch: dict[str, Any] = {key: None for key in before if key not in after}
+    for key, value in after.items():
+        known = before.get(key)
+        if isinstance(value, Mapping) and isinstance(known, Mapping):
+            if inner := merge_patch(known, value):
+                patch[key] = inner
+        elif key not in before or known != value:
+            patch[key] = value
+    return patch
 
 
 def _delay_s(observed: Observed) -> float | None:
