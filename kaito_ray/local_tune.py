@@ -39,7 +39,7 @@ def tune(plan: TunePlan, logins: str, ray: "LocalRay", stages: Stages) -> Finish
     """
     folders = _folders(plan, logins)
     arguments = ray.folder / "tuning.json"
-    arguments.write_text(tune_arguments_text(plan, ray_job_name(plan), folders))
+    arguments.write_text(tune_arguments_text(plan, ray_job_name(plan), folders, forgive=True))
     log = ray.folder / "tuning.log"
     finished: Finished | None = None
     with (

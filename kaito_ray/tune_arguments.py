@@ -26,8 +26,10 @@ class TuneFolders:
     push_auth: str = names.PUSH_AUTH_DIR
 
 
-def tune_arguments(plan: TunePlan, job: str, folders: TuneFolders | None = None) -> dict[str, Any]:
-    """The arguments of the job called `job`."""
+def tune_arguments(
+    plan: TunePlan, job: str, folders: TuneFolders | None = None, *, forgive: bool = False
+) -> dict[str, Any]:
+    """The arguments of the job called `job`; with `forgive` it tries again what it once found hopeless."""
     folders = folders or TuneFolders()
     arguments = dict(plan.arguments)
     source = plan.source
@@ -37,6 +39,7 @@ def tune_arguments(plan: TunePlan, job: str, folders: TuneFolders | None = None)
         "namespace": plan.namespace,
         "method": plan.method,
         "workers": plan.workers,
+        "forgive": forgive,
         **arguments,
         "model": {
             "name": plan.model,
@@ -57,9 +60,9 @@ def tune_arguments(plan: TunePlan, job: str, folders: TuneFolders | None = None)
     }
 
 
-def tune_arguments_text(plan: TunePlan, job: str, folders: TuneFolders | None = None) -> str:
+def tune_arguments_text(plan: TunePlan, job: str, folders: TuneFolders | None = None, *, forgive: bool = False) -> str:
     """The arguments as the file holds them."""
-    document = tune_arguments(plan, job, folders)
+    document = tune_arguments(plan, job, folders, forgive=forgive)
     return json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 

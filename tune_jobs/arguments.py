@@ -91,6 +91,8 @@ class Arguments(_Frozen):
     """Repeat a small data set until this many steps are done; None where the user named epochs or steps."""
     checkpoint_s: float = Field(180.0, gt=0)
     """Seconds of training that an interruption may cost: how far checkpoints lie apart, about."""
+    forgive: bool = False
+    """Try again what an earlier attempt found hopeless: somebody asks for it by hand."""
     data: Data
     output: Output
     folders: Folders

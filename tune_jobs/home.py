@@ -72,9 +72,16 @@ class Run:
         """The progress, one event a line, over all attempts."""
         return self.folder / "events.jsonl"
 
-    def raise_verdict(self) -> None:
-        """Raise what an earlier attempt found to be hopeless."""
+    @property
+    def error(self) -> Path:
+        """What a worker died of when it would only die of it again: reason and sentence, a line each."""
+        return self.folder / "error.txt"
+
+    def raise_verdict(self, *, forgive: bool) -> None:
+        """Raise what an earlier attempt found to be hopeless, or forget it."""
         file = self.folder / "verdict.json"
+        if forgive:
+            file.unlink(missing_ok=True)
         if file.is_file():
             verdict = json.loads(file.read_text())
             raise UserError(verdict["message"], reason=verdict["reason"])

@@ -14,6 +14,7 @@ import torch
 from ray import train
 from ray.train import Checkpoint, CheckpointUploadMode
 from ray.train.collective import broadcast_from_rank_zero
+from ray.util.metrics import Gauge
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from kaito_ray.tuning_event import Event, Started, Step
@@ -27,10 +28,24 @@ _WINDOW = 3
 _FACTOR, _MARGIN = 1.5, 0.5
 
 
+# Ray puts `ray_` in front and shows them on the metrics port of the pod, for Prometheus.
+_GAUGES = {
+    "step": "Steps done",
+    "total_steps": "Steps to do",
+    "epoch": "Epochs done",
+    "loss": "Training loss of the last steps",
+    "eval_loss": "Loss on held-out rows",
+    "learning_rate": "Learning rate",
+    "tokens_per_second": "Tokens a second over all workers",
+    "eta_seconds": "Seconds left, as estimated",
+    "gpu_memory_gib": "Most memory that the first worker's GPU held",
+}
+
+
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """Reports one training; `stopped` is the reason and the sentence when it was ended as hopeless."""
 
-    def __init__(self, events: Path, *, checkpoint_s: float) -> None:
+    def __init__(self, events: Path, *, checkpoint_s: float, labels: dict[str, str]) -> None:
         self.stopped: tuple[str, str] | None = None
         self.loss: float | None = None
         self._events = events
@@ -38,6 +53,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         self._checkpoint_steps = 0
         """Steps between checkpoints; 0 until it is known."""
         self._first = train.get_context().get_world_rank() == 0
+        self._gauges = {name: _gauge(name, text, labels) for name, text in _GAUGES.items()} if self._first else {}
         self._losses: list[float] = []
         self._still = 0
         self._before = (0.0, 0, 0)
@@ -149,6 +165,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         if self._first:
             with self._events.open("a") as file:
                 file.write(event.line() + "\n")
+        for name, gauge in self._gauges.items():
+            if (value := getattr(event, name, None)) is not None:
+                gauge.set(float(value))
+
+
+def _gauge(name: str, text: str, labels: dict[str, str]) -> Gauge:
+    gauge = Gauge(f"kaito_ray_tuning_{name}", description=text, tag_keys=tuple(labels))
+    gauge.set_default_tags(labels)
+    return gauge
 
 
 def _finite(value: Any) -> float | None:

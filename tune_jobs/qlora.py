@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kaito_ray.errors import KaitoRayError, UserError
+from kaito_ray.local_download import download
 from kaito_ray.settings import Settings
 from kaito_ray.tuning_event import Event, Failed, parse_event
 from kaito_ray.tuning_schedule import schedule
@@ -54,10 +55,12 @@ def tune(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> None:
     import ray
 
     home = Home.of(arguments)
+    if arguments.model.kind == "hub":
+        download(arguments.model.reference, arguments.model.revision, token=os.environ.get("HF_TOKEN"))
     data = prepare(arguments, home, load_tokenizer(arguments), allow_private_urls)
     say(data.event())
     run = home.run(fingerprint(arguments, data.digest, (ray.__version__,)))
-    run.raise_verdict()
+    run.raise_verdict(forgive=arguments.forgive)
     if not run.adapter.is_dir():
         check_push(arguments, allow_private_urls, say)
         train(arguments, data, run)
@@ -73,6 +76,7 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    run.error.unlink(missing_ok=True)
     # Without an address Ray would join any cluster that somebody runs on this machine.
     ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
     resources = {"CPU": arguments.cpus_per_worker} | ({"GPU": 1} if arguments.use_gpu else {})
@@ -119,7 +123,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     arguments = Arguments.model_validate(config["arguments"])
     run = Run(Path(config["storage"]), config["run"])
     first = get_context().get_world_rank() == 0
-    hopeless = run.folder / "error.txt"
+    hopeless = run.error
     if hopeless.is_file():  # the attempt before this one ended in an error that would only come again
         return {"failed": hopeless.read_text().split("\n", 1)}
     try:
@@ -135,23 +139,27 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             quantization_config=BitsAndBytesConfig(**quantization) if quantization else None,
             # One whole copy per worker: "auto" would spread it over the GPUs of the others.
             device_map={"": get_device()},
-            **(
-                {"attn_implementation": arguments.model.attn_implementation}
-                if arguments.model.attn_implementation
-                else {}
-            ),
+            attn_implementation=arguments.model.attn_implementation,
         )
+        check_targets(arguments, model)
         rows = Dataset.from_parquet(config["data"], cache_dir=str(arguments.folders.cache / "datasets"))
         held_out = None
         if arguments.data.train_share < 1:
             parts = rows.train_test_split(train_size=arguments.data.train_share, seed=arguments.data.seed)
             rows, held_out = parts["train"], parts["test"]
-        progress = Progress(run.events, checkpoint_s=arguments.checkpoint_s)
+        options = {"eval_strategy": "epoch", **arguments.training, **config["schedule"]}
+        if held_out is None:
+            options["eval_strategy"] = "no"
+        progress = Progress(
+            run.events,
+            checkpoint_s=arguments.checkpoint_s,
+            labels={"workspace": arguments.workspace, "namespace": arguments.namespace},
+        )
         trainer = SFTTrainer(
             model=model,
             processing_class=load_tokenizer(arguments),
             args=SFTConfig(
-                **{**arguments.training, **config["schedule"]},
+                **options,
                 # Absolute: Ray gives each worker a working directory of its own.
                 output_dir=str(run.folder),
                 use_cpu=not arguments.use_gpu,
@@ -162,7 +170,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 ddp_find_unused_parameters=False,
                 disable_tqdm=True,
                 report_to="none",
-                **({"eval_strategy": "epoch"} if held_out is not None else {}),
             ),
             train_dataset=rows,
             eval_dataset=held_out,
@@ -177,8 +184,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
         checkpoint = get_checkpoint()
         trainer.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
     except (ValueError, TypeError, KeyError, ImportError, torch.OutOfMemoryError) as error:
-        if first:
-            hopeless.write_text("\n".join(explained(error)))
+        hopeless.write_text("\n".join(explained(error)))
         raise
     if progress.stopped:
         return {"failed": progress.stopped}
@@ -232,6 +238,23 @@ def steps(arguments: Arguments, rows: int) -> dict[str, float]:
     return {"num_train_epochs": made.epochs, "logging_steps": made.logging_steps}
 
 
+def check_targets(arguments: Arguments, model: Any) -> None:
+    """Raise ValueError for a layer that the model has not, with the names of those it has."""
+    from torch.nn import Linear
+
+    wanted = arguments.lora.get("target_modules")
+    if not isinstance(wanted, list):
+        return
+    named = dict(model.named_modules())
+    linear = {name.rpartition(".")[2] for name, module in named.items() if isinstance(module, Linear)} - {"lm_head"}
+    unknown = [one for one in wanted if not any(name == one or name.endswith(f".{one}") for name in named)]
+    if unknown:
+        raise ValueError(
+            f"LoraConfig.target_modules names {', '.join(unknown)}; the linear layers of {arguments.model.name} are"
+            f" {', '.join(sorted(linear))}"
+        )
+
+
 def explained(error: Exception) -> tuple[str, str]:
     """Reason and sentence of an error that would come again."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -240,7 +263,7 @@ def explained(error: Exception) -> tuple[str, str]:
             " TrainingArguments, or take method qlora or a larger size"
         )
     text = " ".join(str(error).split())
-    return "TuningFailed", f"{type(error).__name__}: {text}"
+    return "TuningFailed", text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def say(event: Event) -> None:

@@ -2,6 +2,8 @@
 """A TunePlan in, the RayJob and what it needs out."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,8 @@ from kaito_ray.plan import TunePlan
 from kaito_ray.render.objects import render
 from kaito_ray.settings import Settings
 from schemas import SHARED, pod_templates, problems
+from tune_jobs.arguments import Arguments
+from tune_rig import a_tiny_tune_plan
 
 SETTINGS = Settings()
 TO_VOLUME = a_tune_plan(
@@ -177,3 +181,16 @@ def test_nobody_but_the_operators_and_the_jobs_own_pods_reach_it() -> None:
 def test_training_loses_no_worker_to_a_drain() -> None:
     assert by_kind(FROM_IMAGE)["PodDisruptionBudget"]["spec"]["minAvailable"] == 2
     assert worker(FROM_IMAGE)["containers"][0]["readinessProbe"]["httpGet"]["port"] == 52365
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_the_file_is_one_that_the_job_reads(plan: TunePlan) -> None:
+    complete = replace(plan, arguments=a_tiny_tune_plan().arguments)
+    arguments = Arguments.model_validate_json(by_kind(complete)["ConfigMap"]["data"]["arguments.json"])
+    assert arguments.output.folder == Path("/mnt/output")
+    assert bool(arguments.output.image) != bool(plan.output.get("volumeSource"))
+    assert arguments.data.source == (
+        {"path": "/mnt/data"}
+        if "volumeSource" in plan.input
+        else {key: plan.input[key] for key in ("urls", "image", "imagePullSecrets") if key in plan.input}
+    )
