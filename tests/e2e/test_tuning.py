@@ -184,6 +184,21 @@ async def test_a_loss_that_runs_away_ends_it_without_an_adapter(tmp_path: Path) 
     assert events[-1] == failed
 
 
+async def test_a_layer_that_the_model_has_not_is_named_with_those_it_has(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "chats.jsonl").write_text(chats())
+    volumes = {"volumeSource": {"hostPath": {"path": str(tmp_path / "data")}}}
+    made = a_tiny_tune_plan(a_training_config(LoraConfig={"target_modules": ["q_proj"]}), input=volumes, output=volumes)
+    async with a_job(write_arguments(made, tmp_path, tmp_path / "data")) as job:
+        events = await job.end()
+    failed = events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.message == (
+        "LoraConfig.target_modules names q_proj; the linear layers of tiny-phi-3 are down_proj, gate_up_proj, o_proj,"
+        " qkv_proj"
+    )
+
+
 async def _until_ready(process: asyncio.subprocess.Process) -> str:
     """What the run says until it serves."""
     assert process.stderr is not None
