@@ -11,6 +11,7 @@ from typing import Any
 
 from kaito_ray.document import mapping, text
 from kaito_ray.errors import InvalidManifest, KaitoRayError, NotReadyYet, Problem, UnknownPreset, UnknownSize
+from kaito_ray.hub import is_hub_id
 from kaito_ray.plan import Plan
 from kaito_ray.settings import Provisioner
 from kaito_ray.wish import Planner
@@ -65,14 +66,14 @@ def _judge(document: Document, planner: Planner) -> _Judged:
         workspace = parse_workspace(document, allow_private_urls=planner.settings.allow_private_urls)
     except InvalidManifest as invalid:
         return _Judged(None, (*invalid.problems, *_unknown(document, planner)))
-    said = tuple(str(warning) for warning in warnings(workspace))
+    said = (*(str(warning) for warning in warnings(workspace)), *_to_be_asked(workspace, planner))
     if unknown := _unknown(document, planner):
         return _Judged(workspace, unknown, said)
     try:
         plan = _plan(workspace, planner)
     except InvalidManifest as invalid:
         return _Judged(workspace, tuple(invalid.problems), said)
-    except NotReadyYet:
+    except (NotReadyYet, UnknownPreset):
         return _Judged(workspace, (), said)
     except KaitoRayError as error:
         return _Judged(workspace, (Problem(_path(error, workspace), str(error)),), said)
@@ -85,7 +86,8 @@ def _unknown(document: Document, planner: Planner) -> tuple[Problem, ...]:
     for work in ("inference", "tuning"):
         name = text(mapping(mapping(document, work), "preset"), "name")
         try:
-            if name:
+            # What looks like an id of the hub is looked up there later; a webhook must not wait for the hub.
+            if name and not is_hub_id(name):
                 planner.catalogue.get(name)
         except UnknownPreset as error:
             found.append(Problem((work, "preset", "name"), str(error)))
@@ -96,6 +98,17 @@ def _unknown(document: Document, planner: Planner) -> tuple[Problem, ...]:
     except UnknownSize as error:
         found.append(Problem(("resource", "instanceType"), str(error)))
     return tuple(found)
+
+
+def _to_be_asked(workspace: Workspace, planner: Planner) -> tuple[str, ...]:
+    work = workspace.inference or workspace.tuning
+    name = work.preset.name if work is not None and work.preset is not None else ""
+    try:
+        if name and is_hub_id(name):
+            planner.catalogue.get(name)
+    except UnknownPreset:
+        return (f"{name} is not in the catalogue; the hub is asked whether it can be served",)
+    return ()
 
 
 def _plan(workspace: Workspace, planner: Planner) -> Plan | None:

@@ -135,4 +135,5 @@ def _is_kept(owner: KubeObject, live: KubeObject) -> bool:
     """What is made once stays, and so does what another owner brought under our labels."""
     controller = _controller(live)
     ours = controller is not None and controller["uid"] == owner["metadata"]["uid"]
-    return not ours or live["metadata"]["name"] == names.token_secret_name(owner["metadata"]["name"])
+    name = owner["metadata"]["name"]
+    return not ours or live["metadata"]["name"] in {names.token_secret_name(name), names.model_facts_name(name)}

@@ -32,9 +32,14 @@ def find_preset(name: str, catalogue: Catalogue, *, token: str | None = None) ->
     try:
         return catalogue.get(name)
     except UnknownPreset:
-        if not _ID.fullmatch(name):
+        if not is_hub_id(name):
             raise
     return Hub(catalogue).preset(name, token=token)
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name could be an `org/model` of the hub."""
+    return _ID.fullmatch(name) is not None
 
 
 def cache_folder() -> Path:

@@ -134,6 +134,11 @@ def token_secret_name(workspace: str) -> str:
     return f"{child_name(workspace)}-ray-token"
 
 
+def model_facts_name(workspace: str) -> str:
+    """The ConfigMap with what the hub said about a model that the catalogue does not have; asked once, then kept."""
+    return f"{child_name(workspace)}-model"
+
+
 def registry_secret_name(workspace: str) -> str:
     """The Secret that gathers the pull secrets of adapters under one name.
 

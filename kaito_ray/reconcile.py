@@ -18,6 +18,7 @@ from kaito_ray.errors import ClusterUnavailable, KaitoRayError, LeaseLost, NotRe
 from kaito_ray.finalizer import add_finalizer, release
 from kaito_ray.informer import Key, key_of
 from kaito_ray.kinds import SERVICE
+from kaito_ray.model_facts import ModelFacts
 from kaito_ray.names import service_name
 from kaito_ray.nodes.byo_size import size_of_nodes
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
@@ -58,7 +59,9 @@ class Reconciler:
         self._provisioner = provisioner
         self._planner = planner
         self._now = now
-        self._children = Children(Applier(cluster, world), world, planner.settings)
+        applier = Applier(cluster, world)
+        self._children = Children(applier, world, planner.settings)
+        self._facts = ModelFacts(applier, world, planner.catalogue)
         self._reporter = Reporter(cluster, world)
         # Nodes that are brought along need nothing done when a Workspace goes; what it owns is collected by Kubernetes.
         self._gives_back = planner.settings.provisioner is not Provisioner.BYO
@@ -92,6 +95,8 @@ class Reconciler:
         self._world.select_nodes(key, workspace.resource.label_selector.match_labels)
         wish = Wish(workspace, missing=await observe_missing(self._world, key, named))
         try:
+            if facts := await self._facts.observe(document, workspace):
+                self._planner.known[key] = facts
             config = await observe_config(self._world, key, workspace)
             return replace(wish, plan=self._planner.plan(workspace, config, self._size(workspace)))
         except (ClusterUnavailable, LeaseLost):

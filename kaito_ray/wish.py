@@ -5,14 +5,14 @@ The ConfigMap that a Workspace names is read here; everything else about a plan 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kaito_ray.errors import NotReadyYet, UserError
 from kaito_ray.informer import Key
 from kaito_ray.kinds import CONFIG_MAP, SECRET, Kind
 from kaito_ray.nodes.candidate import size_in_use
 from kaito_ray.plan import Plan, plan
-from kaito_ray.preset import Catalogue
+from kaito_ray.preset import Catalogue, Preset
 from kaito_ray.references import Reference, references
 from kaito_ray.settings import Settings
 from kaito_ray.sku import Sizes, Sku
@@ -29,6 +29,8 @@ class Planner:
     catalogue: Catalogue
     sizes: Sizes
     settings: Settings
+    known: dict[Key, Preset] = field(default_factory=dict)
+    """Models that the catalogue does not have, by the Workspace that names them (model_facts.py)."""
 
     def plan(self, workspace: Workspace, config: Mapping[str, str] | None, on: str | Sku = "") -> Plan:
         """The plan; `config` is the data of the ConfigMap it names. Raises UserError.
@@ -43,7 +45,9 @@ class Planner:
                 reason="TemplateNotSupported",
             )
         sku = on if isinstance(on, Sku) else self._size(on or size_in_use(workspace))
-        return plan(workspace, self.catalogue.get(preset.name), sku, self.settings, config=config, sizes=self.sizes)
+        facts = self.known.get((workspace.metadata.namespace, workspace.metadata.name))
+        facts = facts or self.catalogue.get(preset.name)
+        return plan(workspace, facts, sku, self.settings, config=config, sizes=self.sizes)
 
     def _size(self, name: str) -> Sku | None:
         return self.sizes.get(name) if name else None

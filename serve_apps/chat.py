@@ -5,17 +5,31 @@
 that the Ray processes need. `kaito-ray run` does all of it on one machine.
 """
 
+import asyncio
 from typing import Any
 
 from ray import serve
 from ray.serve import Application
 
 from kaito_ray import names
+from serve_apps.allow_list import AllowList
 from serve_apps.arguments import Arguments
+from serve_apps.metrics import publish_forever
 from serve_apps.replica import Replica
 
-# Late bound: the ASGI app exists only in the replica, where Replica.__serve_build_asgi_app__ makes it.
-Chat = serve.deployment(name=names.SERVE_DEPLOYMENT)(serve.ingress()(Replica))
+
+class ServedReplica(Replica):
+    """A replica that Ray Serve runs, with what only Ray can do for it."""
+
+    async def __serve_build_asgi_app__(self) -> AllowList:
+        """As Replica does it, with metrics."""
+        app = await super().__serve_build_asgi_app__()
+        self._metrics = asyncio.create_task(publish_forever())
+        return app
+
+
+# Late bound: the ASGI app exists only in the replica, where __serve_build_asgi_app__ makes it.
+Chat = serve.deployment(name=names.SERVE_DEPLOYMENT)(serve.ingress()(ServedReplica))
 
 
 def build(args: dict[str, Any]) -> Application:

@@ -8,9 +8,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from waiting import free_port
@@ -29,12 +30,13 @@ class Operator:
         *,
         namespace: str = "default",
         scope: Sequence[str] = ("--all-namespaces",),
+        environment: Mapping[str, str] = MappingProxyType({}),
         **settings: str,
     ) -> None:
         self.health_port = free_port()
         self.name = f"operator-{self.health_port}"
         self._file = folder / f"operator-{self.health_port}.log"
-        environment = {
+        variables = {
             "KUBECONFIG": str(kubeconfig),
             "POD_NAMESPACE": namespace,
             "POD_NAME": self.name,
@@ -42,12 +44,13 @@ class Operator:
             "KAITO_RAY_HEALTH_PORT": str(self.health_port),
             "KAITO_RAY_WEBHOOK_PORT": "0",
             **{f"KAITO_RAY_{name.upper()}": value for name, value in settings.items()},
+            **environment,
         }
         with self._file.open("wb") as out:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "kopf", "run", "operator/main.py", *scope],
                 cwd=ROOT,
-                env={**{key: value for key, value in os.environ.items() if key in {"PATH", "HOME"}}, **environment},
+                env={**{key: value for key, value in os.environ.items() if key in {"PATH", "HOME"}}, **variables},
                 stdout=out,
                 stderr=subprocess.STDOUT,
             )
@@ -142,10 +145,11 @@ def running_operator(
     *,
     namespace: str = "default",
     scope: Sequence[str] = ("--all-namespaces",),
+    environment: Mapping[str, str] = MappingProxyType({}),
     **settings: str,
 ) -> Iterator[Operator]:
     """A replica that leads; its settings are given as `provisioner="byo"`, `scope` goes to `kopf run`."""
-    operator = Operator(kubeconfig, folder, namespace=namespace, scope=scope, **settings)
+    operator = Operator(kubeconfig, folder, namespace=namespace, scope=scope, environment=environment, **settings)
     try:
         yield operator.wait_until_ready().wait_until_leading()
     finally:

@@ -191,6 +191,21 @@ def test_a_client_that_leaves_frees_the_engine(rig: KeyedRig, http: httpx.Client
 
 
 @pytest.mark.usefixtures("rig")
+def test_rays_exporter_has_vllms_metrics() -> None:
+    import ray
+
+    [node] = ray.nodes()  # type: ignore[no-untyped-call]
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+    # Handed over every ten seconds, and shown by the exporter ten seconds later at the latest.
+    until(lambda: "ray_vllm_generation_tokens_total{" in httpx.get(url, trust_env=False).text, 40)
+    lines = httpx.get(url, trust_env=False).text.splitlines()
+    [tokens] = [line for line in lines if line.startswith("ray_vllm_generation_tokens_total{")]
+    assert float(tokens.rpartition(" ")[2]) > 100
+    assert f'model_name="{BASE}"' in tokens
+    assert 'replica="' in tokens
+
+
+@pytest.mark.usefixtures("rig")
 def test_an_idle_server_rests() -> None:
     engines = _engines()
     assert len(engines) == 1

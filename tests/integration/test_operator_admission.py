@@ -60,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
     """A cluster whose API server asks the operator's webhook; one Workspace is older than it."""
     folder, port = tmp_path_factory.mktemp("cluster"), free_port()
     with simulated_cluster(folder) as cluster:
-        older = a_serving("older", inference={"preset": {"name": "retired/model-of-2023"}})
+        older = a_serving("older", inference={"preset": {"name": "retired-model-of-2023"}})
         cluster.client.create(older)
         cluster.client.create(configuration())
         cluster.route_service("default", "kaito-ray-webhook", f"https://127.0.0.1:{port}")
@@ -79,7 +79,7 @@ def test_all_problems_at_once(client: Client) -> None:
     document = a_serving(
         "wrong",
         inference={
-            "preset": {"name": "no/such-model"},
+            "preset": {"name": "no-such-model"},
             "config": "Not A Name",
             "adapters": [{"source": {"name": "Bad Name", "image": "x/y:1"}}],
         },
@@ -99,7 +99,7 @@ def test_all_problems_at_once(client: Client) -> None:
     ("change", "field", "words"),
     [
         ({"resource": {"instanceType": "Standard_NC999_v9"}}, "resource.instanceType", "Standard_NC999_v9"),
-        ({"inference": {"preset": {"name": "no/such-model"}}}, "inference.preset.name", "no/such-model"),
+        ({"inference": {"preset": {"name": "no-such-model"}}}, "inference.preset.name", "no-such-model"),
         (
             {"inference": {"preset": {"name": "meta-llama/Llama-3.3-70B-Instruct"}}},
             "resource.instanceType",
@@ -167,7 +167,7 @@ def test_what_an_older_release_accepted_stays_editable_and_deletable(client: Cli
     bad = {"source": {"name": "two-sources", "image": "r/a:1", "urls": ["https://example.com/a"]}}
     with pytest.raises(Refused) as refused:
         client.patch(older, {"inference": {"adapters": [ADAPTER, bad]}})
-    assert "retired/model-of-2023" not in refused.value.message
+    assert "retired-model-of-2023" not in refused.value.message
     client.delete(get(client, "older"))
     wait_until_gone(client, API, "Workspace", "older")
 

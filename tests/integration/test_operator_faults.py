@@ -148,10 +148,10 @@ def test_without_kuberay_it_waits_and_says_so(tmp_path: Path) -> None:
 def test_an_object_that_an_older_release_accepted(cluster: TestCluster) -> None:
     """Stored before today's rules: an unknown model and a field that today's CRD does not know."""
     client = cluster.client
-    document = a_serving("older", inference={"preset": {"name": "retired/model-of-2023"}})
+    document = a_serving("older", inference={"preset": {"name": "retired-model-of-2023"}})
     client.create(document)
     workspace = wait_for(client, "older", "ResourceReady", "False", reason="UnknownPreset")
-    assert "retired/model-of-2023" in condition(workspace, "ResourceReady")["message"]
+    assert "retired-model-of-2023" in condition(workspace, "ResourceReady")["message"]
     edited = client.patch(workspace, {"metadata": {"labels": {"team": "a"}}})
     assert edited["metadata"]["labels"] == {"team": "a"}
     client.delete(edited)

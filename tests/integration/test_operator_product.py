@@ -28,7 +28,7 @@ def test_metrics_and_logs(cluster: TestCluster, tmp_path: Path) -> None:
     scope = ["--all-namespaces", "--log-format=json"]
     with running_operator(cluster.kubeconfig, tmp_path, scope=scope) as operator:
         client.create(a_serving("phi", "phi"))
-        client.create(a_serving("impossible", inference={"preset": {"name": "no/such-model"}}))
+        client.create(a_serving("impossible", inference={"preset": {"name": "no-such-model"}}))
         wait_until_ready(client, "phi")
         wait_for(client, "impossible", "ResourceReady", "False", reason="UnknownPreset")
         assert operator.probe("healthz") == (200, "ok\n")
@@ -36,7 +36,7 @@ def test_metrics_and_logs(cluster: TestCluster, tmp_path: Path) -> None:
         metrics = operator.probe("metrics")[1]
         for line in (
             'kaito_ray_workspaces{preset="phi-3-mini-4k-instruct",state="Ready"} 1.0',
-            'kaito_ray_workspaces{preset="no/such-model",state="Pending"} 1.0',
+            'kaito_ray_workspaces{preset="no-such-model",state="Pending"} 1.0',
             "kaito_ray_time_to_ready_seconds_count 1.0",
             "kaito_ray_leader 1.0",
         ):

@@ -46,8 +46,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
         kubectl(cluster.kubeconfig, "apply", "--server-side", "-k", str(_INSTALL))
         cluster.route_service("kaito-ray", "kaito-ray-webhook", f"https://127.0.0.1:{port}")
         kubeconfig = cluster.kubeconfig_of("kaito-ray", "kaito-ray")
-        settings = {"webhook_port": str(port), "operator_namespace": "kaito-ray"}
-        with running_operator(kubeconfig, folder, namespace="kaito-ray", **settings) as operator:
+        with running_operator(
+            kubeconfig, folder, namespace="kaito-ray", webhook_port=str(port), operator_namespace="kaito-ray"
+        ) as operator:
             yield cluster
         assert "forbidden" not in operator.log
 

@@ -27,9 +27,8 @@ def test_one_namespace(tmp_path: Path) -> None:
             client.create(one)
         cluster.add_node("gpu-1", gpus=1, labels={"apps": "phi"})
         kubeconfig = cluster.kubeconfig_of("kaito-ray", "kaito-ray")
-        scope = {"namespaces": "team-a"}
         with running_operator(
-            kubeconfig, tmp_path, namespace="kaito-ray", scope=["--namespace=team-a"], **scope
+            kubeconfig, tmp_path, namespace="kaito-ray", scope=["--namespace=team-a"], namespaces="team-a"
         ) as operator:
             for namespace in ("team-b", "team-a"):
                 client.create(a_serving("phi", "phi", metadata={"namespace": namespace}))
