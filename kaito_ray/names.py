@@ -30,6 +30,8 @@ ANNOTATION_API_KEYS = "kaito-ray.io/api-keys"
 ANNOTATION_AFTER_TUNING = "kaito-ray.io/after-tuning"
 ANNOTATION_INSTANCE_TYPES = "kaito-ray.io/instance-types"
 ANNOTATION_SPOT = "kaito-ray.io/spot"
+ANNOTATION_MODEL_CLAIM = "kaito-ray.io/model-claim"
+"""A PersistentVolumeClaim that holds the model, `claim` or `claim/folder`, mounted read-only instead of fetching."""
 ANNOTATION_IDLE_AFTER = "kaito-ray.io/idle-after"
 # Written by the operator on what it makes: hashes of the whole object and of its Ray cluster, as they were applied.
 ANNOTATION_APPLIED = "kaito-ray.io/applied"
@@ -79,6 +81,16 @@ TUNE_DIR = "/etc/kaito-ray/tune"
 TUNE_ARGUMENTS = "arguments.json"
 TUNE_DATA_DIR = "/mnt/data"
 TUNE_OUTPUT_DIR = "/mnt/output"
+
+MODEL_IMAGE_DIR = "workspace/weights"
+"""The folder of a model image that holds config.json and the shards: where KAITO's preset images have them."""
+
+MODELS_DIR = "/var/lib/kaito-ray/models"
+"""Where pods have the model: the cache that a container before Ray fetches into, or a volume that holds it."""
+MODEL_AUTH_DIR = "/etc/kaito-ray/model-registry"
+"""Docker configurations (`<Secret's name>.json`) for the model's image; only the fetching container has them."""
+CONTAINER_FETCH = "fetch-model"
+MODEL_FETCH_MODULE = "kaito_ray.model_fetch"
 
 GROUP_WORKERS = "workers"
 TOKEN_SECRET_KEY = "auth_token"  # fixed by KubeRay  # noqa: S105
@@ -132,6 +144,12 @@ def job_name(workspace: str, digest: str) -> str:
 def token_secret_name(workspace: str) -> str:
     """The Secret with the token of the Workspace's Ray clusters: made once, so that upgrades do not change it."""
     return f"{child_name(workspace)}-ray-token"
+
+
+def model_link(kind: str, reference: str, revision: str | None) -> str:
+    """The path below a cache under which a model stands whatever content its source has now."""
+    text = " ".join((kind, reference, revision or ""))
+    return f"links/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def model_facts_name(workspace: str) -> str:

@@ -20,6 +20,7 @@ from typing import IO
 import aiohttp
 
 from kaito_ray.artifacts.limits import Limits, human_bytes
+from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.transport import persist, status_error, translated
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
@@ -29,10 +30,6 @@ _HOLD_BYTES = 4 * _FLUSH_BYTES
 Reserve = Callable[[int], Awaitable[None]]
 Ask = Callable[[Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 """Sends the request with extra headers; called once per try."""
-
-
-def no_count(_: int) -> None:
-    """For callers that do not watch bytes arrive."""
 
 
 async def no_reserve(_: int) -> None:
@@ -116,20 +113,22 @@ async def download(
     what: str,
     size: int | None = None,
     immutable: bool = False,
-    count: Callable[[int], None] = no_count,
+    progress: Progress | None = None,
     reserve: Reserve = no_reserve,
 ) -> Downloaded:
     """Fetch the whole body into `target`, over as many tries as `limits` permits.
 
     `size` is the size announced elsewhere, such as in a manifest. An `immutable` source may be continued without
-    asking whether it changed. `count` is told how many bytes each piece had, `reserve` how many are still to come.
+    asking whether it changed. `progress` counts the bytes, `reserve` is told how many are still to come.
     """
     part = Part(target)
+    progress = progress or Progress()
     opening = asyncio.create_task(asyncio.to_thread(part.open))
     try:
         await asyncio.shield(opening)
+        progress.resume(part.size)
         return await persist(
-            lambda: _attempt(ask, part, limits, what, size, immutable, count, reserve),
+            lambda: _attempt(ask, part, limits, what, size, immutable, progress, reserve),
             limits,
             what=what,
             progress=lambda: part.size,
@@ -146,7 +145,7 @@ async def _attempt(
     what: str,
     size: int | None,
     immutable: bool,
-    count: Callable[[int], None],
+    progress: Progress,
     reserve: Reserve,
 ) -> Downloaded:
     headers: dict[str, str] = {}
@@ -159,7 +158,11 @@ async def _attempt(
     async with ask(headers) as response:
         if response.status == 304:
             return Downloaded("", 0, response.headers, 304)
-        total = await asyncio.to_thread(_begin, response, part, what, immutable)
+        before = part.size
+        try:
+            total = await asyncio.to_thread(_begin, response, part, what, immutable)
+        finally:
+            progress.count(part.size - before)  # less when it starts again
         if size is not None and total is not None and total != size:
             raise ArtifactRefused(
                 f"{what}: has {total} bytes where {size} were announced", reason=Reason.DIGEST_MISMATCH
@@ -167,7 +170,7 @@ async def _attempt(
         if (total or 0) > limits.bytes:
             raise _too_large(what, total or 0, limits)
         await reserve((total or 0) - part.size)
-        await _stream(response, part, limits, what, count)
+        await _stream(response, part, limits, what, progress)
         if total is not None and part.size != total:
             raise ArtifactUnavailable(f"{what}: broke off after {part.size} of {total} bytes", reason=Reason.TRUNCATED)
         return Downloaded(part.sha256, part.size, response.headers, response.status)
@@ -192,9 +195,7 @@ def _begin(response: aiohttp.ClientResponse, part: Part, what: str, immutable: b
     return response.content_length
 
 
-async def _stream(
-    response: aiohttp.ClientResponse, part: Part, limits: Limits, what: str, count: Callable[[int], None]
-) -> None:
+async def _stream(response: aiohttp.ClientResponse, part: Part, limits: Limits, what: str, progress: Progress) -> None:
     """Append the body to `part`.
 
     Bytes are taken off the connection while earlier ones are being written, up to a bound.
@@ -209,7 +210,7 @@ async def _stream(
                 waiting.append(chunk)
                 held += len(chunk)
                 arrived += len(chunk)
-                count(len(chunk))
+                progress.count(len(chunk))
                 if arrived > limits.bytes:
                     raise _too_large(what, arrived, limits)
                 if writing and (writing.done() or held >= _HOLD_BYTES):

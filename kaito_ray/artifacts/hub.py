@@ -8,7 +8,7 @@ sizes meet the limits before the first byte.
 import asyncio
 import contextlib
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.limits import Limits, human_bytes
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
+
+Choose = Callable[[Iterable[str]], Iterable[str]]
+"""Takes of the names of all files those that are wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +36,14 @@ class HubFiles:
 async def find_files(
     repository: str,
     revision: str | None,
-    names: Collection[str],
+    choose: Choose,
     limits: Limits,
     *,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> HubFiles:
-    """Ask the hub for the commit and the sizes of those of `names` that the repository has."""
-    return await asyncio.to_thread(_find_files, repository, revision, names, limits, token, endpoint)
+    """Ask the hub for the commit and the sizes of the files that `choose` takes of the repository's."""
+    return await asyncio.to_thread(_find_files, repository, revision, choose, limits, token, endpoint)
 
 
 async def fetch_files(files: HubFiles, work: Path, cache: Cache) -> Path:
@@ -52,7 +55,7 @@ async def fetch_files(files: HubFiles, work: Path, cache: Cache) -> Path:
 def _find_files(
     repository: str,
     revision: str | None,
-    names: Collection[str],
+    choose: Choose,
     limits: Limits,
     token: str | None,
     endpoint: str | None,
@@ -63,7 +66,8 @@ def _find_files(
         info = HfApi(endpoint=endpoint, token=token).model_info(
             repository, revision=revision, files_metadata=True, timeout=limits.idle_s
         )
-    found = [file for file in info.siblings or [] if file.rfilename in names]
+    chosen = set(choose([file.rfilename for file in info.siblings or []]))
+    found = [file for file in info.siblings or [] if file.rfilename in chosen]
     size = sum(file.size or 0 for file in found)
     if size > limits.bytes:
         raise ArtifactRefused(

@@ -2,6 +2,7 @@
 """What a registry says an image consists of: OCI and Docker manifests and indexes as models. Pure."""
 
 import hashlib
+import re
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -28,6 +29,11 @@ _LAYERS = {
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 }
+# The model specification of the CNCF, which KAITO's own packer writes: .tar as above, .raw for one plain file.
+_MODEL_TAR = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.tar(\+gzip|\+zstd)?")
+_MODEL_RAW = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.raw")
+_ARCHIVE_TITLES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
+FILE_PATH = "org.cncf.model.filepath"
 _TITLE = "org.opencontainers.image.title"
 _UNPACK = "io.deis.oras.content.unpack"
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -59,12 +65,18 @@ class Descriptor(_Model):
 
         oras gives plain files the media type of a tar, so its title decides.
         """
-        return "" if self.annotations.get(_UNPACK) == "true" else self.annotations.get(_TITLE, "")
+        title = self.annotations.get(_TITLE, "")
+        if _MODEL_RAW.fullmatch(self.media_type):
+            return self.annotations.get(FILE_PATH, title)
+        if self.annotations.get(_UNPACK) == "true" or _MODEL_TAR.fullmatch(self.media_type):
+            return ""
+        return "" if self.media_type in _LAYERS and title.endswith(_ARCHIVE_TITLES) else title
 
     @property
     def is_archive(self) -> bool:
         """Whether this layer is a tar in one of the compressions we unpack."""
-        return self.media_type in _LAYERS and not self.file_name
+        known = self.media_type in _LAYERS or _MODEL_TAR.fullmatch(self.media_type) is not None
+        return known and not self.file_name
 
 
 class Manifest(_Model):

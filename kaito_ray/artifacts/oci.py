@@ -6,15 +6,16 @@ Called by source.py. registry.py speaks to the registry, archive.py unpacks.
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kaito_ray.artifacts.archive import Wanted, everything, unpack
-from kaito_ray.artifacts.download import Reserve, download, no_count, no_reserve
+from kaito_ray.artifacts.download import Reserve, download, no_reserve
 from kaito_ray.artifacts.layer import Unpacked, safe_name, shown, unsafe
 from kaito_ray.artifacts.limits import human_bytes
 from kaito_ray.artifacts.manifest import Descriptor, Index, Manifest
+from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
@@ -32,11 +33,6 @@ class Image:
     def annotations(self) -> Mapping[str, str]:
         """What its maker wrote on it, such as `sh.kaito.model.name`."""
         return self.manifest.annotations
-
-    @property
-    def size(self) -> int:
-        """Bytes to download."""
-        return sum(layer.size for layer in self.manifest.layers)
 
 
 async def resolve_image(registry: Registry) -> Image:
@@ -59,28 +55,33 @@ async def pull_image(
     work: Path,
     *,
     wanted: Wanted = everything,
-    count: Callable[[int], None] = no_count,
+    titled: Wanted = everything,
+    progress: Progress | None = None,
     reserve: Reserve = no_reserve,
 ) -> Path:
     """Put the wanted files of the image into a folder below `work` and return that folder.
 
     Blobs stay in `work` until then, so that a later call continues. A layer is either an archive, unpacked with
-    `wanted` deciding, or one plain file under its title, as oras pushes them.
+    `wanted` deciding, or one plain file under its title, as oras pushes them; `titled` decides on those.
     """
-    limits, layers = registry.limits, image.manifest.layers
+    limits = registry.limits
+    layers = [layer for layer in image.manifest.layers if not layer.file_name or titled(layer.file_name)]
     for layer in layers:
         if not (layer.is_archive or layer.file_name):
             raise ArtifactRefused(
                 f"{registry.reference}: has a layer of the unsupported type {layer.media_type[:100]}",
                 reason=Reason.UNSUPPORTED_FORMAT,
             )
-    if image.size > limits.bytes:
+    size = sum(layer.size for layer in layers)
+    if size > limits.bytes:
         raise ArtifactRefused(
-            f"{registry.reference}: has {human_bytes(image.size)}, at most {human_bytes(limits.bytes)} are allowed",
+            f"{registry.reference}: has {human_bytes(size)}, at most {human_bytes(limits.bytes)} are allowed",
             reason=Reason.TOO_LARGE,
         )
     # An archive is on the disk twice for a moment, packed and unpacked.
     await reserve(sum(layer.size * (2 if layer.is_archive else 1) for layer in layers))
+    if progress:
+        progress.expect(size)
     blobs, tree = work / "blobs", work / "tree"
     await asyncio.to_thread(_fresh, blobs, tree)
     unpacked = Unpacked(limits)
@@ -88,7 +89,7 @@ async def pull_image(
 
     async def fetch(layer: Descriptor) -> Path:
         async with turn:
-            return await _fetch_blob(registry, layer, blobs, count)
+            return await _fetch_blob(registry, layer, blobs, progress)
 
     fetches = {layer.digest: asyncio.create_task(fetch(layer)) for layer in layers}
     try:
@@ -104,7 +105,7 @@ async def pull_image(
     return tree
 
 
-async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, count: Callable[[int], None]) -> Path:
+async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, progress: Progress | None) -> Path:
     what = f"{registry.reference}: layer {layer.digest[:19]}"
     target = blobs / layer.digest.partition(":")[2]
     got = await download(
@@ -114,7 +115,7 @@ async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, count:
         what=what,
         size=layer.size,
         immutable=True,
-        count=count,
+        progress=progress,
     )
     if f"sha256:{got.sha256}" != layer.digest:
         await asyncio.to_thread(target.unlink)

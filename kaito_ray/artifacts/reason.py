@@ -50,3 +50,10 @@ class Reason(StrEnum):
     WRONG_BASE = "WrongBaseModel"
     CHANGES_NOTHING = "ChangesNothing"
     INVALID_STRENGTH = "InvalidStrength"
+    # What a model is.
+    NO_MODEL = "NoModelFound"
+    INVALID_MODEL_CONFIG = "InvalidModelConfig"
+    SHARD_MISSING = "ShardMissing"
+    SHARD_MISMATCH = "ShardMismatch"
+    WRONG_MODEL = "WrongModel"
+    LICENSE_REFUSED = "LicenseRefused"

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -23,14 +23,14 @@ from aiohttp.abc import AbstractResolver
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_camel
 
-from kaito_ray.artifacts.archive import archive_kind, below, everything, unpack
+from kaito_ray.artifacts.archive import Wanted, archive_kind, below, everything, unpack
 from kaito_ray.artifacts.cache import Cache, Entry
 from kaito_ray.artifacts.credential import logins_for, read_logins
-from kaito_ray.artifacts.download import no_count
-from kaito_ray.artifacts.hub import fetch_files, find_files
+from kaito_ray.artifacts.hub import Choose, fetch_files, find_files
 from kaito_ray.artifacts.layer import Unpacked
 from kaito_ray.artifacts.limits import Limits
 from kaito_ray.artifacts.oci import Image, pull_image, resolve_image
+from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
@@ -40,6 +40,10 @@ from kaito_ray.artifacts.volume import copy_volume
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
 _MOVED_TRIES = 3
+_SKIPPED = "kaito-ray.io/skipped"
+_SKIPPED_SHOWN = 20
+REVISION = "org.opencontainers.image.revision"
+"""The annotation of an image with the commit that its files are of."""
 
 
 class Source(BaseModel):
@@ -83,6 +87,10 @@ class Staged:
     entry: Entry
     annotations: Mapping[str, str]
     """Of an image; empty for anything else."""
+    skipped: tuple[str, ...] = ()
+    """Names of files that were there and not wanted, the first few."""
+    revision: str = ""
+    """The commit that the files are of, as far as their source says."""
 
     def release(self) -> None:
         """Let the cache evict it."""
@@ -99,7 +107,8 @@ class Stager:
     """Fetches into one cache, under one set of limits and exceptions.
 
     `folder` is the folder of images that is wanted (`data`; empty takes everything), `files` the names that are
-    wanted from volumes and the hub. `auth_dir` holds Docker configurations, `<name of the Secret>.json` each.
+    wanted from volumes and the hub. `wanted` and `choose` say the same by judgement of names: every file of an image,
+    and the whole list of a repository. `auth_dir` holds Docker configurations, `<name of the Secret>.json` each.
     """
 
     def __init__(
@@ -114,18 +123,23 @@ class Stager:
         hub_token: str | None = None,
         hub_endpoint: str | None = None,
         resolver: AbstractResolver | None = None,
-        count: Callable[[int], None] = no_count,
+        wanted: Wanted | None = None,
+        choose: Choose | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.cache = cache
         self.limits = limits
         self._allowed = tuple(allowed)
         self._auth_dir = auth_dir
-        self._folder = folder
         self._files = frozenset(files)
         self._hub_token = hub_token
         self._hub_endpoint = hub_endpoint
         self._resolver = resolver
-        self._count = count
+        self._wanted = wanted or (below(folder) if folder else everything)
+        self._titled = wanted or everything
+        self._choose = choose or self._files.intersection
+        self._scope = folder or (wanted.__name__ if wanted else "")
+        self._progress = progress
 
     async def stage(self, source: Source) -> Staged:
         """Fetch what the source names unless it is here; raises ArtifactRefused or ArtifactUnavailable."""
@@ -163,7 +177,7 @@ class Stager:
         reference = registry.reference
         note_key = f"image-{_sha256(str(reference))}"
         if reference.digest and (entry := await self.cache.find(self._image_key(reference.digest))):
-            return Staged(entry.path, reference.digest, entry, self.cache.note(self._image_key(reference.digest)))
+            return self._staged_image(entry, reference.digest)
         async with registry:
             for attempt in range(_MOVED_TRIES):
                 try:
@@ -171,7 +185,7 @@ class Stager:
                 except ArtifactUnavailable:
                     known = self.cache.note(note_key).get("digest", "")
                     if known and (entry := await self.cache.find(self._image_key(known))):
-                        return Staged(entry.path, known, entry, self.cache.note(self._image_key(known)))
+                        return self._staged_image(entry, known)
                     raise
                 try:
                     return await self._pull(registry, image, note_key)
@@ -182,26 +196,50 @@ class Stager:
 
     async def _pull(self, registry: Registry, image: Image, note_key: str) -> Staged:
         key = self._image_key(image.digest)
-        wanted = below(self._folder) if self._folder else everything
-        entry = await self.cache.get(
-            key,
-            lambda work: pull_image(
-                registry, image, work, wanted=wanted, count=self._count, reserve=self.cache.make_room
-            ),
-        )
-        await asyncio.to_thread(self.cache.write_note, key, image.annotations)
+        skipped: list[str] = []
+
+        def noting(judge: Wanted) -> Wanted:
+            def judged(name: str) -> bool:
+                if judge(name):
+                    return True
+                if len(skipped) < _SKIPPED_SHOWN:
+                    skipped.append(name)
+                return False
+
+            return judged
+
+        async def produce(work: Path) -> Path:
+            tree = await pull_image(
+                registry,
+                image,
+                work,
+                wanted=noting(self._wanted),
+                titled=noting(self._titled),
+                progress=self._progress,
+                reserve=self.cache.make_room,
+            )
+            note = {**image.annotations, _SKIPPED: "\n".join(skipped)}
+            await asyncio.to_thread(self.cache.write_note, key, note)
+            return tree
+
+        entry = await self.cache.get(key, produce)
         await asyncio.to_thread(self.cache.write_note, note_key, {"digest": image.digest})
-        return Staged(entry.path, image.digest, entry, image.annotations)
+        return self._staged_image(entry, image.digest)
+
+    def _staged_image(self, entry: Entry, digest: str) -> Staged:
+        note = self.cache.note(self._image_key(digest))
+        skipped = tuple(note.pop(_SKIPPED, "").splitlines())
+        return Staged(entry.path, digest, entry, note, skipped, note.get(REVISION, ""))
 
     def _image_key(self, digest: str) -> str:
-        return f"image-{digest.partition(':')[2]}-{_sha256(self._folder)[:8]}"
+        return f"image-{digest.partition(':')[2]}-{_sha256(self._scope)[:8]}"
 
     async def _urls(self, source: Source) -> Staged:
         with contextlib.ExitStack() as inputs:
             fetched = []
             async with Transport(self.limits, self._allowed, resolver=self._resolver) as transport:
                 for url in source.urls:
-                    one = await fetch_url(transport, url, self.cache, count=self._count)
+                    one = await fetch_url(transport, url, self.cache, progress=self._progress)
                     inputs.enter_context(one.entry)
                     fetched.append(one)
             hashes: dict[str, str] = {}
@@ -245,7 +283,7 @@ class Stager:
         files = await find_files(
             source.hub,
             source.revision,
-            self._files,
+            self._choose,
             self.limits,
             token=self._hub_token,
             endpoint=self._hub_endpoint,
@@ -254,7 +292,7 @@ class Stager:
         entry = await self.cache.get(key, lambda work: fetch_files(files, work, self.cache))
         digest = tree_digest(await asyncio.to_thread(_hashes, entry.path))
         self._check_pin(source, digest)
-        return Staged(entry.path, digest, entry, {})
+        return Staged(entry.path, digest, entry, {}, revision=files.commit)
 
     def _check_pin(self, source: Source, digest: str) -> None:
         if source.digest and source.digest != digest:

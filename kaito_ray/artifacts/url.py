@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -17,7 +16,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from aiohttp.multipart import content_disposition_filename, parse_content_disposition
 
 from kaito_ray.artifacts.cache import Cache, Entry
-from kaito_ray.artifacts.download import download, no_count
+from kaito_ray.artifacts.download import download
+from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.transport import Transport, shown
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
@@ -31,9 +31,7 @@ class Fetched:
     sha256: str
 
 
-async def fetch_url(
-    transport: Transport, url: str, cache: Cache, *, count: Callable[[int], None] = no_count
-) -> Fetched:
+async def fetch_url(transport: Transport, url: str, cache: Cache, *, progress: Progress | None = None) -> Fetched:
     """Fetch `url`, or take it from the cache when its server says that nothing changed.
 
     A server that cannot be reached does not matter for a file that is already here.
@@ -53,7 +51,7 @@ async def fetch_url(
                 work / "body",
                 transport.limits,
                 what=shown(url),
-                count=count,
+                progress=progress,
                 reserve=cache.make_room,
             )
         except ArtifactUnavailable:
