@@ -58,13 +58,18 @@ class Gone(NotReadyYet):
     reason = "Gone"
 
 
+def in_cluster(environ: Mapping[str, str]) -> bool:
+    """Whether this process runs in a pod of the cluster that it speaks to."""
+    return not environ.get("KUBECONFIG") and bool(environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 async def connect(environ: Mapping[str, str], *, user: str = "") -> ApiClient:
     """Connect as `KUBECONFIG` says, else as the account of this pod, else as ~/.kube/config says.
 
     `user` tells replicas apart in the API server's audit log.
     """
     configuration = Configuration()
-    if not environ.get("KUBECONFIG") and environ.get("KUBERNETES_SERVICE_HOST"):
+    if in_cluster(environ):
         load_incluster_config(configuration)  # type: ignore[no-untyped-call]
     else:
         file = environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
@@ -77,11 +82,15 @@ async def connect(environ: Mapping[str, str], *, user: str = "") -> ApiClient:
 class Cluster:
     """Requests to one API server.
 
-    `fence` answers for how many seconds this process may still write; 0 means not at all.
+    `fence` answers for how many seconds this process may still write; 0 means not at all. `inside` tells whether
+    Services can be reached by their names (service_http.py).
     """
 
-    def __init__(self, api: ApiClient, *, fence: Callable[[], float] = lambda: _WRITE_TIMEOUT_S) -> None:
+    def __init__(
+        self, api: ApiClient, *, fence: Callable[[], float] = lambda: _WRITE_TIMEOUT_S, inside: bool = False
+    ) -> None:
         self.api = api
+        self.inside = inside
         self._fence = fence
 
     @property

@@ -23,7 +23,7 @@ from typing import Any
 import kopf
 
 from kaito_ray.admission import review
-from kaito_ray.cluster import Cluster, connect
+from kaito_ray.cluster import Cluster, connect, in_cluster
 from kaito_ray.controller import CURRENT, Controller
 from kaito_ray.errors import KaitoRayError
 from kaito_ray.kinds import WORKSPACE
@@ -74,7 +74,7 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     api = await connect(os.environ, user=identity)
     namespace = os.environ.get("POD_NAMESPACE", ours.operator_namespace)
     memo.lease = Lease(api, namespace, identity)
-    memo.cluster = Cluster(api, fence=memo.lease.seconds_left)
+    memo.cluster = Cluster(api, fence=memo.lease.seconds_left, inside=in_cluster(os.environ))
     memo.controller = Controller(memo.cluster, memo.lease, planner, make_provisioner)
     memo.planner = planner
     memo.probes = await serve_probes(ours.health_port, lambda: memo.controller.waits_for)

@@ -44,7 +44,8 @@ _TOGETHER = 4
 class AdapterState:
     """One line of `GET /adapters`. `state` is Loading, Ready or Failed; `error` is empty when all is good.
 
-    A Failed adapter may still answer with the version before; then digest, rank and the rest are of that one.
+    `source` and `strength` are those asked for. One that is Loading or Failed may still answer with the version before;
+    then digest, rank, size and time are of that one.
     """
 
     name: str
@@ -102,7 +103,9 @@ class Adapters:
             self._unload(name)
         for name, adapter in self._wanted.items():
             known = self._states.get(name)
-            if before.get(name) != adapter or known is None or known.state == "Failed":
+            if known is not None and known.state == "Ready" and _pinned(before.get(name), known.digest) == adapter:
+                self._states[name] = replace(known, source=adapter.source)
+            elif before.get(name) != adapter or known is None or known.state == "Failed":
                 self._cancel(name)
                 self._start(adapter)
         waits = [asyncio.create_task(event.wait()) for event in self._tried.values()]
@@ -115,8 +118,11 @@ class Adapters:
     def _start(self, adapter: Adapter) -> None:
         fresh = AdapterState(adapter.name, adapter.source, strength=adapter.strength)
         known = self._states.get(adapter.name)
-        # While the next version is on its way, the state shows the one that answers.
-        self._states[adapter.name] = replace(known, state="Loading", reason="", error="") if known else fresh
+        self._states[adapter.name] = (
+            replace(fresh, digest=known.digest, rank=known.rank, size_bytes=known.size_bytes, loaded_at=known.loaded_at)
+            if known
+            else fresh
+        )
         self._tried[adapter.name] = asyncio.Event()
         self._tasks[adapter.name] = asyncio.create_task(self._bring(adapter, self._tried[adapter.name]))
 
@@ -239,6 +245,11 @@ class Adapters:
             await self._engine.remove_lora(old.request.lora_int_id)
         if release:
             old.prepared.release()
+
+
+def _pinned(adapter: Adapter | None, digest: str) -> Adapter | None:
+    """What was asked for, at the digest that was loaded: to ask for that changes nothing."""
+    return adapter.model_copy(update={"source": {**adapter.source, "digest": digest}}) if adapter else None
 
 
 def _read_base(model_config: Any, models: Any) -> Base:

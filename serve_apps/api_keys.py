@@ -2,7 +2,7 @@
 """API keys from a mounted Secret: a folder with one file per key.
 
 serve_apps/allow_list.py asks `ApiKeys.allow` for every request but `/health`. Only digests are kept, so that no
-key can reach a log or a traceback.
+key can reach a log or a traceback. The operator reads `/adapters` with a key of its own (kaito_ray/operator_key.py).
 """
 
 import hashlib
@@ -12,15 +12,18 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from kaito_ray.operator_key import HEADER
+
 RECHECK_S = 1.0
 """How often the folder is looked at again; a kubelet needs far longer to bring a changed Secret."""
 
 
 class ApiKeys:
-    """The keys in `folder`; an empty or missing folder lets nobody in."""
+    """The keys in `folder`; an empty or missing folder lets nobody in, but the operator where it has `operator_key`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, operator_key: str = "") -> None:
         self._folder = folder
+        self._operator = hashlib.sha256(operator_key.encode()).digest() if operator_key else None
         self._digests: list[bytes] = []
         self._stamp: object = None
         self._checked = float("-inf")
@@ -36,6 +39,11 @@ class ApiKeys:
         for known in self._current():
             found |= hmac.compare_digest(digest, known)
         return found
+
+    def is_operator(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether the operator asks; allowed to read what is loaded, and nothing else."""
+        given = next((value for name, value in headers if name == HEADER.encode()), b"")
+        return self._operator is not None and hmac.compare_digest(hashlib.sha256(given).digest(), self._operator)
 
     def _current(self) -> list[bytes]:
         now = time.monotonic()

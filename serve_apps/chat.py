@@ -15,7 +15,9 @@ from kaito_ray import names
 from serve_apps.allow_list import AllowList
 from serve_apps.arguments import Arguments
 from serve_apps.metrics import publish_forever
-from serve_apps.replica import Replica
+from serve_apps.replica import Replica, Report
+
+_EVERYBODY_S = 5.0
 
 
 class ServedReplica(Replica):
@@ -26,6 +28,18 @@ class ServedReplica(Replica):
         app = await super().__serve_build_asgi_app__()
         self._metrics = asyncio.create_task(publish_forever())
         return app
+
+    @property
+    def replica_id(self) -> str:
+        """As Serve calls it."""
+        return serve.get_replica_context().replica_tag
+
+    async def adapter_reports(self) -> list[Report]:
+        """What is loaded in every replica of this deployment, each asked for itself; one that is silent is left out."""
+        everybody = serve.get_deployment_handle(names.SERVE_DEPLOYMENT, names.SERVE_APPLICATION)
+        answers = everybody.broadcast("adapter_report")
+        found = await answers.results_async(timeout_s=_EVERYBODY_S, return_exceptions=True)
+        return [one for one in found if not isinstance(one, BaseException)]
 
 
 # Late bound: the ASGI app exists only in the replica, where __serve_build_asgi_app__ makes it.

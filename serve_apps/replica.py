@@ -8,13 +8,14 @@ the whole of it can be tried without.
 import asyncio
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from kaito_ray import names
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.limits import MODEL
 from kaito_ray.artifacts.prepare import adapter_stager
 from kaito_ray.artifacts.source import Stager
+from kaito_ray.operator_key import operator_key
 from kaito_ray.settings import Settings
 from kaito_ray.tiny_model import cache_folder
 from serve_apps import engine, legacy_chat
@@ -26,6 +27,9 @@ from serve_apps.model import model_location
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+Report = dict[str, Any]
+"""The adapters of one replica: `{"replica": its id, "adapters": [...]}`."""
 
 
 class Replica:
@@ -41,11 +45,10 @@ class Replica:
         self._engine = await engine.start_engine(options)
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
         self._adapters = Adapters(app.state.openai_serving_models, _stager(self._arguments))
-        _add_routes(app, self._adapters)
+        self._add_routes(app)
         self._state = app.state
         self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)
-        folder = self._arguments.api_keys_dir
-        return AllowList(app, queue=self._queue, keys=ApiKeys(Path(folder)) if folder else None)
+        return AllowList(app, queue=self._queue, keys=_keys(self._arguments))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply what may change while serving; Serve lets no traffic to a new replica before this is done."""
@@ -56,9 +59,41 @@ class Replica:
         self._state.default_adapter = config.default_adapter
         await self._adapters.apply(config.adapters)
 
+    async def adapter_report(self) -> Report:
+        """What is loaded here."""
+        return {"replica": self.replica_id, "adapters": self._adapters.states()}
+
+    async def adapter_reports(self) -> list[Report]:
+        """What is loaded in every replica; this one knows only of itself."""
+        return [await self.adapter_report()]
+
+    @property
+    def replica_id(self) -> str:
+        """What tells replicas apart."""
+        return "local"
+
     async def check_health(self) -> None:
         """Raise when the engine is dead, so that Serve replaces this replica."""
         await self._engine.check_health()
+
+    def _add_routes(self, app: "FastAPI") -> None:
+        legacy_chat.add_route(app)
+
+        async def running() -> dict[str, str]:
+            return {"message": "Server is running"}
+
+        async def loaded(replicas: Literal["this", "all"] = "this") -> list[dict[str, Any]]:
+            return await self.adapter_reports() if replicas == "all" else self._adapters.states()
+
+        app.add_api_route("/", running, methods=["GET"])
+        app.add_api_route("/adapters", loaded, methods=["GET"])
+
+
+def _keys(arguments: Arguments) -> ApiKeys | None:
+    if not arguments.api_keys_dir:
+        return None
+    token = os.environ.get("RAY_AUTH_TOKEN")  # where KubeRay puts it
+    return ApiKeys(Path(arguments.api_keys_dir), operator_key=operator_key(token) if token else "")
 
 
 def _stager(arguments: Arguments) -> Stager:
@@ -83,16 +118,3 @@ def _models(arguments: Arguments) -> Stager:
 
 def _auth_dir(arguments: Arguments) -> Path:
     return Path(arguments.registry_auth_dir or names.REGISTRY_AUTH_DIR)
-
-
-def _add_routes(app: "FastAPI", adapters: Adapters) -> None:
-    legacy_chat.add_route(app)
-
-    async def running() -> dict[str, str]:
-        return {"message": "Server is running"}
-
-    async def loaded() -> list[dict[str, Any]]:
-        return adapters.states()
-
-    app.add_api_route("/", running, methods=["GET"])
-    app.add_api_route("/adapters", loaded, methods=["GET"])

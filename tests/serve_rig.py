@@ -103,6 +103,12 @@ class ServeRig:
         answers = [httpx.get(f"{url}/adapters", timeout=30, trust_env=False).json() for url in self.replica_urls()]
         return [{state["name"]: state for state in answer} for answer in answers]
 
+    def reports(self, url: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """What one replica knows of all of them: by replica, by the adapter's name."""
+        answer = httpx.get(f"{url}/adapters", params={"replicas": "all"}, timeout=30, trust_env=False)
+        answer.raise_for_status()
+        return {one["replica"]: {state["name"]: state for state in one["adapters"]} for one in answer.json()}
+
     def chat(self, model: str, *, url: str | None = None, tokens: int = 12) -> httpx.Response:
         """One question to the base model or an adapter, answered greedily."""
         return httpx.post(

@@ -162,9 +162,9 @@ class Subresources:
         base = self.backends.get((call.namespace, service))
         if base is None:
             raise Failure("ServiceUnavailable", f'no endpoints available for service "{call.name}"')
-        passed = {
-            key: value for key, value in request.headers.items() if key in ("accept", "content-type", "user-agent")
-        }
+        # The real one keeps these to itself as well.
+        kept = {"authorization", "connection", "content-length", "host", "transfer-encoding", "upgrade"}
+        passed = {key: value for key, value in request.headers.items() if key.lower() not in kept}
         session = aiohttp.ClientSession()
         try:
             answer = await session.request(

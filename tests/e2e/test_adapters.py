@@ -82,6 +82,14 @@ def test_add_replace_and_remove_on_every_replica(rig: ServeRig, tmp_path: Path) 
     models = {model["id"]: model["parent"] for model in rig.models()}
     assert models == {BASE: None, "a": BASE, "b": BASE}
 
+    # Whichever replica is asked tells of all of them.
+    ids = {replica["replica_id"] for replica in rig.replicas()}
+    for url in rig.replica_urls():
+        reports = rig.reports(url)
+        assert reports.keys() == ids
+        assert all({name: one["state"] for name, one in known.items()} == {"a": "Ready", "b": "Ready"}
+                   for known in reports.values())  # fmt: skip
+
     deploy(rig, on_volume("a", two))  # replaced under its name, and the other one gone
     assert texts(rig, "a") == with_two
     assert [rig.chat("b", url=url).status_code for url in rig.replica_urls()] == [404, 404]

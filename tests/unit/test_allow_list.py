@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from kaito_ray.operator_key import operator_key
 from serve_apps import allow_list
 from serve_apps.allow_list import MAX_BODY_BYTES, ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
@@ -199,6 +200,16 @@ async def test_without_a_key_nothing_but_health(keys: ApiKeys, header: str | Non
             assert answer.error["code"] == "invalid_api_key"
             assert KEY.encode() not in answer.body
     assert behind.paths == ["/health"]
+
+
+@pytest.mark.parametrize(("given", "opened"), [(operator_key("ray"), {"/adapters", "/health"}), ("ray", {"/health"})])
+async def test_the_operator_reads_what_is_loaded_and_no_more(tmp_path: Path, given: str, opened: set[str]) -> None:
+    app = front(Behind(), keys=ApiKeys(tmp_path, operator_key=operator_key("ray")))
+    statuses = {
+        route.path: (await ask(app, route.method, route.path, headers={"X-Kaito-Ray-Operator": given})).status
+        for route in ROUTES
+    }
+    assert {path for path, status in statuses.items() if status == 200} == opened
 
 
 async def test_a_key_in_the_url_is_none(keys: ApiKeys) -> None:
