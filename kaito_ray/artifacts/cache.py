@@ -239,6 +239,19 @@ class Cache:
         return dropped
 
 
+def hold(path: Path) -> None:
+    """Keep the entry that `path` leads into from eviction for as long as this process lives.
+
+    Nothing happens for a path outside of a cache. Reading is enough: pods that use a model may not write to the cache.
+    """
+    real = path.resolve()
+    for folder in (real, *real.parents):
+        use = folder.parent.parent / "uses" / folder.name
+        if folder.parent.name == "entries" and use.is_file():
+            fcntl.flock(os.open(use, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH)
+            return
+
+
 def tree_size(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
     if path.is_dir():

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files become an image in a registry: blobs that are missing there, then the manifest, then a look whether it is.
 
-Called by tune_jobs for adapters (through `pack_adapter`, in KAITO's layout) and for model images. Blobs go in one
-request each, as oras and containerd send them, since registries differ in the chunks they take; what has arrived is
-asked for first, so that pushing again continues with the blob that is missing.
+Called by tune_jobs for adapters (through `pack_adapter`, in KAITO's layout) and by pack.py for models. What has arrived
+is asked for first, so that pushing again continues with the blob that is missing; how one blob goes is upload.py's.
 """
 
 import asyncio
@@ -12,44 +11,23 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, cast
-
-from yarl import URL
+from typing import IO, Any, Self, cast
 
 from kaito_ray.artifacts import manifest
 from kaito_ray.artifacts.adapter import WEIGHTS
 from kaito_ray.artifacts.adapter_config import CONFIG
+from kaito_ray.artifacts.blob import Blob
+from kaito_ray.artifacts.cache import Cache
+from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.registry import Registry
-from kaito_ray.artifacts.transport import exact_url, persist
+from kaito_ray.artifacts.transport import persist
+from kaito_ray.artifacts.upload import Upload
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
-_CHUNK = 1024 * 1024
 Waiting = Callable[[ArtifactUnavailable], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Blob:
-    """One blob to push, from a file or from memory."""
-
-    content: Path | bytes
-    media_type: str
-    digest: str
-    size: int
-    annotations: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def of_bytes(cls, content: bytes, media_type: str) -> "Blob":
-        """A small blob."""
-        return cls(content, media_type, f"sha256:{hashlib.sha256(content).hexdigest()}", len(content))
-
-    def descriptor(self) -> dict[str, Any]:
-        """How a manifest names it."""
-        named: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
-        return named | ({"annotations": dict(self.annotations)} if self.annotations else {})
 
 
 async def push_image(
@@ -65,62 +43,80 @@ async def push_image(
     A registry that is down is waited for as long as its limits say; `waiting` hears why. Raises ArtifactRefused when
     it says no and ArtifactUnavailable when patience ends; the files stay where they are.
     """
-    turn = asyncio.Semaphore(registry.limits.parallel)
-
-    async def push(blob: Blob) -> None:
-        async with turn:
-            what = f"{registry.reference}: {blob.digest[:19]}"
-            await persist(lambda: _push_blob(registry, blob, what), registry.limits, what=what, waiting=waiting)
-
     unique = {blob.digest: blob for blob in (*layers, config)}
-    tasks = [asyncio.create_task(push(blob)) for blob in unique.values()]
-    try:
-        for task in tasks:
-            await task
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with Pushing(registry, waiting=waiting) as pushing:
+        for blob in unique.values():
+            pushing.start(blob)
+    return await push_manifest(registry, manifest_of(config, layers, annotations), waiting=waiting)
+
+
+class Pushing:
+    """Blobs on their way, a few at a time; leaving the block waits for all of them, or for the first that fails."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        waiting: Waiting = lambda _: None,
+        progress: Progress | None = None,
+        notes: Cache | None = None,
+    ) -> None:
+        self._registry = registry
+        self._waiting = waiting
+        self._progress = progress or Progress()
+        self._notes = notes
+        self._turn = asyncio.Semaphore(registry.limits.parallel)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                await asyncio.gather(*self._tasks)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def start(self, blob: Blob) -> None:
+        """Begin to push a blob; raises what another one failed with."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+        self._tasks.append(asyncio.create_task(self._push(blob)))
+
+    async def _push(self, blob: Blob) -> None:
+        upload = Upload(self._registry, blob, self._progress, self._notes)
+        async with self._turn:
+            await persist(
+                upload,
+                self._registry.limits,
+                what=upload.what,
+                progress=lambda: upload.sent,
+                waiting=self._waiting,
+            )
+
+
+def manifest_of(config: Blob, layers: Sequence[Blob], annotations: Mapping[str, str], **fields: str) -> Blob:
+    """The manifest as a blob: the same bytes for the same parts."""
     body = {
         "schemaVersion": 2,
         "mediaType": manifest.OCI_MANIFEST,
+        **fields,
         "config": config.descriptor(),
         "layers": [layer.descriptor() for layer in layers],
         "annotations": dict(sorted(annotations.items())),
     }
-    final = Blob.of_bytes(json.dumps(body, indent=1).encode(), manifest.OCI_MANIFEST)
+    return Blob.of_bytes(json.dumps(body, indent=1).encode(), manifest.OCI_MANIFEST)
+
+
+async def push_manifest(registry: Registry, body: Blob, *, waiting: Waiting = lambda _: None) -> str:
+    """Push the manifest under its tag, look whether it is there, and return its digest."""
     what = str(registry.reference)
-    await persist(lambda: _push_manifest(registry, final, what), registry.limits, what=what, waiting=waiting)
-    return final.digest
-
-
-async def _push_blob(registry: Registry, blob: Blob, what: str) -> None:
-    await registry.find_scheme()
-    async with registry.request("HEAD", registry.url(f"blobs/{blob.digest}")) as response:
-        if response.status == 200:
-            return
-        if response.status != 404:
-            raise registry.error(response, what)
-    async with registry.request("POST", registry.url("blobs/uploads/"), headers={"Content-Length": "0"}) as response:
-        location = response.headers.get("Location", "")
-        if response.status != 202 or not location:
-            raise registry.error(response, what)
-        upload = response.url.join(exact_url(location))
-    headers = {"Content-Type": "application/octet-stream", "Content-Length": str(blob.size)}
-    target = str(
-        upload.update_query({"digest": blob.digest}) if not upload.query_string else _with_digest(upload, blob)
-    )
-    async with registry.request("PUT", target, headers=headers, data=lambda: _body(blob)) as response:
-        if response.status == 404:
-            # The upload was forgotten, by a restart of the registry for example; the next try begins a new one.
-            raise ArtifactUnavailable(f"{what}: the upload is gone", reason=Reason.UNEXPECTED_ANSWER)
-        if response.status != 201:
-            raise registry.error(response, what)
-
-
-def _with_digest(upload: URL, blob: Blob) -> URL:
-    """The upload's URL with the digest appended; its own query is a state that must come back byte for byte."""
-    return URL(f"{upload}&digest={blob.digest}", encoded=True)
+    await persist(lambda: _push_manifest(registry, body, what), registry.limits, what=what, waiting=waiting)
+    return body.digest
 
 
 async def _push_manifest(registry: Registry, body: Blob, what: str) -> None:
@@ -135,15 +131,6 @@ async def _push_manifest(registry: Registry, body: Blob, what: str) -> None:
             f"{what}: has the digest {stored.digest} right after {body.digest} was pushed; somebody else pushes there",
             reason=Reason.DIGEST_MISMATCH,
         )
-
-
-async def _body(blob: Blob) -> AsyncIterator[bytes]:
-    if isinstance(blob.content, bytes):
-        yield blob.content
-        return
-    with blob.content.open("rb") as file:
-        while chunk := await asyncio.to_thread(file.read, _CHUNK):
-            yield chunk
 
 
 def pack_adapter(folder: Path, work: Path) -> tuple[Blob, Blob]:
