@@ -72,9 +72,12 @@ class Applier:
         await self._prune(owner, wanted)
         return Applied(tuple(written), tuple(contested), tuple(notices))
 
-    async def create_once(self, owner: KubeObject, document: KubeObject) -> bool:
-        """Create an object whose content is never rewritten, such as a Secret with a random value; True when made."""
-        if self._live(owner, document) is not None:
+    async def create_once(self, owner: KubeObject, document: KubeObject, *, anew: bool = False) -> bool:
+        """Create an object whose content stays as it is, such as a Secret with a random value; True when written.
+
+        `anew` writes it also where there is one, because what it says has become wrong.
+        """
+        if self._live(owner, document) is not None and not anew:
             return False
         kind = kind_of(document)
         self._world.put_child(kind, await self._cluster.apply(kind, stamped(document, owner)))

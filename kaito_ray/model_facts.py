@@ -8,6 +8,8 @@ on in a ConfigMap of the Workspace, so that a restart of the operator or a new r
 import asyncio
 import base64
 
+from pydantic import ValidationError
+
 from kaito_ray import names
 from kaito_ray.apply import Applier
 from kaito_ray.cluster import KubeObject
@@ -19,7 +21,7 @@ from kaito_ray.preset import Catalogue, Preset
 from kaito_ray.workspace import PresetReference, Workspace
 from kaito_ray.world import World
 
-_FILE = "preset.json"
+_MODEL, _FILE = "model", "preset.json"
 
 
 class ModelFacts:
@@ -32,20 +34,14 @@ class ModelFacts:
 
     async def observe(self, document: KubeObject, workspace: Workspace) -> Preset | None:
         """The facts, where they are not in the catalogue; raises HubRefused, UnknownPreset or NotReadyYet."""
-        work = workspace.inference or workspace.tuning
-        if work is None or work.preset is None:
+        preset = _named(workspace)
+        if preset is None:
             return None
         try:
-            self._catalogue.get(work.preset.name)
+            self._catalogue.get(preset.name)
         except UnknownPreset:
-            return self._remembered(document, work.preset.name) or await self._ask(document, work.preset)
+            return remembered_facts(self._world, workspace) or await self._ask(document, preset)
         return None
-
-    def _remembered(self, document: KubeObject, name: str) -> Preset | None:
-        namespace, workspace = key_of(document)
-        found = self._world.child(CONFIG_MAP, (namespace, names.model_facts_name(workspace)))
-        data = (found or {}).get("data") or {}
-        return Preset.model_validate_json(data[_FILE]) if data.get("model") == name and _FILE in data else None
 
     async def _ask(self, document: KubeObject, reference: PresetReference) -> Preset:
         namespace, name = key_of(document)
@@ -54,17 +50,36 @@ class ModelFacts:
             data = await self._world.data(SECRET, (namespace, secret)) or {}
             token = base64.b64decode(data.get(TOKEN_KEY, "")).decode() or None
         preset = await asyncio.to_thread(find_preset, reference.name, self._catalogue, token=token)
-        await self._applier.create_once(
-            document,
-            {
-                "apiVersion": "v1",
-                "kind": "ConfigMap",
-                "metadata": {
-                    "name": names.model_facts_name(name),
-                    "namespace": namespace,
-                    "labels": names.workspace_labels(name, namespace),
-                },
-                "data": {"model": reference.name, _FILE: preset.model_dump_json(by_alias=True, exclude_defaults=True)},
+        facts = {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {
+                "name": names.model_facts_name(name),
+                "namespace": namespace,
+                "labels": names.workspace_labels(name, namespace),
             },
-        )
+            "data": {_MODEL: reference.name, _FILE: preset.model_dump_json(by_alias=True, exclude_defaults=True)},
+        }
+        await self._applier.create_once(document, facts, anew=True)
         return preset
+
+
+def remembered_facts(world: World, workspace: Workspace) -> Preset | None:
+    """What the hub said about the model that the Workspace names now, while this Workspace lives."""
+    reference, metadata = _named(workspace), workspace.metadata
+    found = world.child(CONFIG_MAP, (metadata.namespace, names.model_facts_name(metadata.name)))
+    if found is None or reference is None:
+        return None
+    owners = [owner["uid"] for owner in found["metadata"].get("ownerReferences") or ()]
+    data = found.get("data") or {}
+    if metadata.uid not in owners or data.get(_MODEL) != reference.name:
+        return None
+    try:
+        return Preset.model_validate_json(data.get(_FILE, ""))
+    except ValidationError:  # edited by somebody, or of another release
+        return None
+
+
+def _named(workspace: Workspace) -> PresetReference | None:
+    work = workspace.inference or workspace.tuning
+    return work.preset if work is not None else None

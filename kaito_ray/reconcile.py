@@ -78,7 +78,7 @@ class Reconciler:
         nodes = await self._nodes(document, wish, now)
         applied, refusal = await self._apply(document, wish, nodes, now)
         job = self._children.job(wish.plan)
-        observed = observe(self._world, key, nodes, job=job, applied=applied, refusal=refusal)
+        observed = observe(self._world, key, nodes, plan=wish.plan, job=job, applied=applied, refusal=refusal)
         status = derive_status(document, wish.plan, observed, now)
         return await self._reporter.report(document, status, observed, now)
 
@@ -95,10 +95,9 @@ class Reconciler:
         self._world.select_nodes(key, workspace.resource.label_selector.match_labels)
         wish = Wish(workspace, missing=await observe_missing(self._world, key, named))
         try:
-            if facts := await self._facts.observe(document, workspace):
-                self._planner.known[key] = facts
+            facts = await self._facts.observe(document, workspace)
             config = await observe_config(self._world, key, workspace)
-            return replace(wish, plan=self._planner.plan(workspace, config, self._size(workspace)))
+            return replace(wish, plan=self._planner.plan(workspace, config, self._size(workspace), facts))
         except (ClusterUnavailable, LeaseLost):
             raise
         except KaitoRayError as error:

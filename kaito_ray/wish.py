@@ -5,7 +5,7 @@ The ConfigMap that a Workspace names is read here; everything else about a plan 
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from kaito_ray.errors import NotReadyYet, UserError
 from kaito_ray.informer import Key
@@ -29,13 +29,18 @@ class Planner:
     catalogue: Catalogue
     sizes: Sizes
     settings: Settings
-    known: dict[Key, Preset] = field(default_factory=dict)
-    """Models that the catalogue does not have, by the Workspace that names them (model_facts.py)."""
 
-    def plan(self, workspace: Workspace, config: Mapping[str, str] | None, on: str | Sku = "") -> Plan:
+    def plan(
+        self,
+        workspace: Workspace,
+        config: Mapping[str, str] | None,
+        on: str | Sku = "",
+        facts: Preset | None = None,
+    ) -> Plan:
         """The plan; `config` is the data of the ConfigMap it names. Raises UserError.
 
-        `on` asks for a plan on that size; by default it is the one that the nodes have or get.
+        `on` asks for a plan on that size; by default it is the one that the nodes have or get. `facts` are about a
+        model that the catalogue does not have (model_facts.py).
         """
         work = workspace.inference or workspace.tuning
         preset = work.preset if work is not None else None
@@ -45,9 +50,8 @@ class Planner:
                 reason="TemplateNotSupported",
             )
         sku = on if isinstance(on, Sku) else self._size(on or size_in_use(workspace))
-        facts = self.known.get((workspace.metadata.namespace, workspace.metadata.name))
-        facts = facts or self.catalogue.get(preset.name)
-        return plan(workspace, facts, sku, self.settings, config=config, sizes=self.sizes)
+        known = facts or self.catalogue.get(preset.name)
+        return plan(workspace, known, sku, self.settings, config=config, sizes=self.sizes)
 
     def _size(self, name: str) -> Sku | None:
         return self.sizes.get(name) if name else None

@@ -7,6 +7,7 @@ from typing import assert_never
 
 from kaito_ray.cluster import Cluster
 from kaito_ray.controller import MakeProvisioner
+from kaito_ray.model_facts import remembered_facts
 from kaito_ray.nodes.aks import AksNodes
 from kaito_ray.nodes.arm import Arm
 from kaito_ray.nodes.azure_client import azure_client
@@ -37,7 +38,8 @@ def choose_provisioner(planner: Planner, environ: Mapping[str, str]) -> MakeProv
 
                 async def plan(workspace: Workspace, size: str) -> Plan:
                     key = (workspace.metadata.namespace, workspace.metadata.name)
-                    return planner.plan(workspace, await observe_config(world, key, workspace), size)
+                    config = await observe_config(world, key, workspace)
+                    return planner.plan(workspace, config, size, remembered_facts(world, workspace))
 
                 return AksNodes(arm, world.nodes, planner.sizes, plan, settings)
 

@@ -2,12 +2,12 @@
 """A model that only the hub knows, in a cluster: asked once, kept at its revision, refused with the hub's reason."""
 
 import base64
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from cluster.server import TestCluster
 from fake_hub import SHA, FakeHub
@@ -26,10 +26,9 @@ def hub() -> Iterator[FakeHub]:
     server.server_close()
 
 
-def revision(cluster: TestCluster, name: str) -> str:
-    service = cluster.client.get(RAY, "RayService", name, "default")
-    model = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["args"]["model"]
-    return str(model["revision"])
+def served(cluster: TestCluster, name: str) -> str:
+    """All that the pods of a Workspace are told."""
+    return json.dumps(cluster.client.get(RAY, "RayService", name, "default")["spec"])
 
 
 def test_a_model_of_the_hub_is_served_at_the_revision_it_had(hub: FakeHub, tmp_path: Path) -> None:
@@ -46,7 +45,7 @@ def test_a_model_of_the_hub_is_served_at_the_revision_it_had(hub: FakeHub, tmp_p
         environment = {"HF_ENDPOINT": hub.url, "XDG_CACHE_HOME": str(tmp_path / "first")}
         with running_operator(cluster.kubeconfig, tmp_path, environment=environment) as operator:
             wait_until_ready(client, "llama")
-            assert revision(cluster, "llama") == SHA
+            assert SHA in served(cluster, "llama")
             workspace = wait_for(client, "none", "ResourceReady", "False", reason="ModelNotFound")
             assert "me/none" in condition(workspace, "ResourceReady")["message"]
             assert "hf_secret" not in operator.log
@@ -62,4 +61,25 @@ def test_a_model_of_the_hub_is_served_at_the_revision_it_had(hub: FakeHub, tmp_p
                 lambda: client.find(RAY, "RayService", "llama", "default"),
                 lambda one: one is not None and one["metadata"]["uid"] != service["metadata"]["uid"],
             )
-            assert revision(cluster, "llama") == SHA
+            assert SHA in served(cluster, "llama")
+
+
+def test_a_later_workspace_of_that_name_gets_its_own_model(hub: FakeHub, tmp_path: Path) -> None:
+    hub.put("me/one")
+    hub.put("me/two", sha="f" * 40)
+    environment = {"HF_ENDPOINT": hub.url, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    with (
+        simulated_cluster(tmp_path) as cluster,
+        running_operator(cluster.kubeconfig, tmp_path, environment=environment),
+    ):
+        client = cluster.client
+        cluster.add_node("gpu-1", gpus=1, labels={"apps": "llama"})
+        client.create(a_serving("llama", "llama", inference={"preset": {"name": "me/one"}}))
+        wait_until_ready(client, "llama")
+        assert SHA in served(cluster, "llama")
+        client.delete(get(client, "llama"))
+        client.create(a_serving("llama", "llama", inference={"preset": {"name": "me/two"}}))
+        wait_until_ready(client, "llama", 60)
+        assert "f" * 40 in served(cluster, "llama")
+        facts = client.get("v1", "ConfigMap", "llama-model", "default")
+        assert facts["data"]["model"] == "me/two"
