@@ -14,7 +14,13 @@ from kaito_ray.errors import ArtifactRefused
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
+OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 OCI_LAYER_GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
+# The CNCF's model specification (github.com/modelpack/model-spec), which KAITO's packer writes.
+MODEL_MANIFEST = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
+MODEL_WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
+MODEL_FILE = "application/vnd.cncf.model.weight.config.v1.raw"
 _DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 _DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 ACCEPT = ", ".join((OCI_MANIFEST, OCI_INDEX, _DOCKER_MANIFEST, _DOCKER_LIST))
@@ -22,14 +28,14 @@ MAX_BYTES = 4 * 1024 * 1024
 """Registries take no manifest larger than this (OCI distribution specification)."""
 
 _LAYERS = {
-    "application/vnd.oci.image.layer.v1.tar",
+    OCI_LAYER,
     OCI_LAYER_GZIP,
     "application/vnd.oci.image.layer.v1.tar+zstd",
     "application/vnd.docker.image.rootfs.diff.tar",
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 }
-# The model specification of the CNCF, which KAITO's own packer writes: .tar as above, .raw for one plain file.
+# Of that specification: .tar is an archive, .raw one plain file.
 _MODEL_TAR = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.tar(\+gzip|\+zstd)?")
 _MODEL_RAW = re.compile(r"application/vnd\.cncf\.model\.[a-z.]+\.v1\.raw")
 _ARCHIVE_TITLES = (".tar", ".tar.gz", ".tgz", ".tar.zst")
