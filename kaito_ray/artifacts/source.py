@@ -13,6 +13,7 @@ models take the same way with other limits.
 import asyncio
 import contextlib
 import hashlib
+import re
 import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -280,19 +281,62 @@ class Stager:
         return Staged(entry.path, digest, entry, {})
 
     async def _hub(self, source: Source) -> Staged:
-        files = await find_files(
-            source.hub,
-            source.revision,
-            self._choose,
-            self.limits,
-            token=self._hub_token,
-            endpoint=self._hub_endpoint,
-        )
+        # A commit never changes, so what is here of it needs no question; a branch is asked for, if anybody answers.
+        note_key = f"hub-{_sha256(' '.join((source.hub, source.revision or '', self._scope)))}"
+        if re.fullmatch("[0-9a-f]{40}", source.revision or "") and (staged := await self._staged_hub(note_key)):
+            return self._pinned(source, staged)
+        try:
+            files = await find_files(
+                source.hub,
+                source.revision,
+                self._choose,
+                self.limits,
+                token=self._hub_token,
+                endpoint=self._hub_endpoint,
+            )
+        except ArtifactUnavailable:
+            if staged := await self._staged_hub(note_key):
+                return self._pinned(source, staged)
+            raise
         key = f"hub-{_sha256(' '.join((files.repository, files.commit, *files.names)))}"
-        entry = await self.cache.get(key, lambda work: fetch_files(files, work, self.cache))
-        digest = tree_digest(await asyncio.to_thread(_hashes, entry.path))
-        self._check_pin(source, digest)
-        return Staged(entry.path, digest, entry, {}, revision=files.commit)
+
+        async def produce(work: Path) -> Path:
+            tree, hashes = await fetch_files(
+                files,
+                work,
+                self.cache,
+                self.limits,
+                allowed=self._allowed,
+                resolver=self._resolver,
+                progress=self._progress,
+            )
+            skipped = "\n".join(files.skipped[:_SKIPPED_SHOWN])
+            note = {"digest": tree_digest(hashes), REVISION: files.commit, _SKIPPED: skipped}
+            await asyncio.to_thread(self.cache.write_note, key, note)
+            return tree
+
+        entry = await self.cache.get(key, produce)
+        entry.release()
+        await asyncio.to_thread(self.cache.write_note, note_key, {"key": key})
+        staged = await self._staged_hub(note_key)
+        if staged is None:
+            raise ArtifactUnavailable(f"{source.hub} was evicted as soon as it came", reason=Reason.DISK_TOO_SMALL)
+        return self._pinned(source, staged)
+
+    async def _staged_hub(self, note_key: str) -> Staged | None:
+        key = self.cache.note(note_key).get("key", "")
+        note = self.cache.note(key) if key else {}
+        if "digest" not in note or not (entry := await self.cache.find(key)):
+            return None
+        return Staged(entry.path, note["digest"], entry, {}, tuple(note[_SKIPPED].splitlines()), note[REVISION])
+
+    def _pinned(self, source: Source, staged: Staged) -> Staged:
+        try:
+            self._check_pin(source, staged.digest)
+        except ArtifactRefused:
+            staged.release()
+            raise
+        return staged
 
     def _check_pin(self, source: Source, digest: str) -> None:
         if source.digest and source.digest != digest:
@@ -304,15 +348,6 @@ class Stager:
 def tree_digest(hashes: Mapping[str, str]) -> str:
     """One digest for files by their names and sha256, whatever their order."""
     return f"sha256:{_sha256(''.join(f'{sha256}  {name}' + chr(10) for name, sha256 in sorted(hashes.items())))}"
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    hashes = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
 
 
 def _sha256(text: str) -> str:

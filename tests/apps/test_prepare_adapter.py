@@ -209,6 +209,10 @@ async def test_the_hub(tmp_path: Path, base: Base) -> None:
         prepared = await prepare_adapter(stager, {"hub": "org/adapter"}, base=base, max_rank=64)
         assert content(prepared.path)[WEIGHTS] == (adapter / WEIGHTS).read_bytes()
         api = "/api/models/org/adapter"
+        hub.status[api] = (500, {})
+        again = await prepare_adapter(stager, {"hub": "org/adapter"}, base=base, max_rank=64)
+        assert again.path == prepared.path  # a hub that is down does not matter for what is here
+        stager = Stager(Cache(tmp_path / "fresh"), LIMITS, files={CONFIG, WEIGHTS}, hub_endpoint=url, hub_token="hf_x")
         for status, headers, reason in (
             (401, {"X-Error-Code": "GatedRepo"}, Reason.GATED),
             (401, {"X-Error-Code": "RepoNotFound"}, Reason.NOT_FOUND),
