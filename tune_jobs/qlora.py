@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import KaitoRayError, UserError
 from kaito_ray.local_download import download
 from kaito_ray.settings import Settings
@@ -62,6 +63,7 @@ def tune(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> None:
     run = home.run(fingerprint(arguments, data.digest, (ray.__version__,)))
     run.raise_verdict(forgive=arguments.forgive)
     if not run.adapter.is_dir():
+        check_targets(arguments)
         check_push(arguments, allow_private_urls, say)
         train(arguments, data, run)
     say(publish(arguments, data, run, allow_private_urls, say))
@@ -141,7 +143,6 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             device_map={"": get_device()},
             attn_implementation=arguments.model.attn_implementation,
         )
-        check_targets(arguments, model)
         rows = Dataset.from_parquet(config["data"], cache_dir=str(arguments.folders.cache / "datasets"))
         held_out = None
         if arguments.data.train_share < 1:
@@ -238,20 +239,25 @@ def steps(arguments: Arguments, rows: int) -> dict[str, float]:
     return {"num_train_epochs": made.epochs, "logging_steps": made.logging_steps}
 
 
-def check_targets(arguments: Arguments, model: Any) -> None:
-    """Raise ValueError for a layer that the model has not, with the names of those it has."""
-    from torch.nn import Linear
+def check_targets(arguments: Arguments) -> None:
+    """Raise UserError for a layer that the model has not, with the names of those it has; needs no weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    wanted = arguments.lora.get("target_modules")
+    wanted, given = arguments.lora.get("target_modules"), arguments.model
     if not isinstance(wanted, list):
         return
-    named = dict(model.named_modules())
-    linear = {name.rpartition(".")[2] for name, module in named.items() if isinstance(module, Linear)} - {"lm_head"}
+    trust = {"trust_remote_code": given.trust_remote_code}
+    config = AutoConfig.from_pretrained(location(arguments), revision=given.revision, **trust)
+    with torch.device("meta"):
+        named = dict(AutoModelForCausalLM.from_config(config, **trust).named_modules())
+    linear = {name.rpartition(".")[2] for name, module in named.items() if isinstance(module, torch.nn.Linear)}
     unknown = [one for one in wanted if not any(name == one or name.endswith(f".{one}") for name in named)]
     if unknown:
-        raise ValueError(
-            f"LoraConfig.target_modules names {', '.join(unknown)}; the linear layers of {arguments.model.name} are"
-            f" {', '.join(sorted(linear))}"
+        raise UserError(
+            f"LoraConfig.target_modules names {', '.join(unknown)}; the linear layers of {given.name} are"
+            f" {', '.join(sorted(linear - {'lm_head'}))}",
+            reason=Reason.WRONG_MODULES,
         )
 
 

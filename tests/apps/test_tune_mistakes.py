@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a tuning job finds out before workers train: it ends with the reason, starts no Ray and publishes nothing."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.errors import ArtifactRefused
+from kaito_ray.tuning_event import Data, Event, Failed, parse_events
+from tune_jobs.arguments import Arguments
+from tune_jobs.data import prepare
+from tune_jobs.home import Home
+from tune_jobs.qlora import main
+from tune_rig import a_tiny_tune_plan, a_training_config, chats, write_arguments
+from web import serving
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
+
+LOCAL = ("127.0.0.1",)
+
+
+@pytest.fixture(autouse=True)
+def no_ray() -> Iterator[None]:
+    """Nothing here gets as far as training."""
+    import ray
+
+    yield
+    assert not ray.is_initialized()
+
+
+def a_job_file(folder: Path, **config: Any) -> Path:
+    """A job with its data in `data` below the folder."""
+    (folder / "data").mkdir(exist_ok=True)
+    volumes = {name: {"volumeSource": {"hostPath": {"path": str(folder / name)}}} for name in ("data", "output")}
+    made = a_tiny_tune_plan(a_training_config(**config), input=volumes["data"], output=volumes["output"])
+    return write_arguments(made, folder, folder / "data")
+
+
+def with_urls(folder: Path, *urls: str) -> Arguments:
+    """The job with these URLs, as if they had got past admission."""
+    arguments = Arguments.read(a_job_file(folder))
+    return arguments.model_copy(update={"data": arguments.data.model_copy(update={"source": {"urls": list(urls)}})})
+
+
+def told(file: Path, capsys: pytest.CaptureFixture[str]) -> list[Event]:
+    """Run the job; it fails and leaves nothing behind that looks like a result."""
+    assert main(file) == 1
+    output = file.parent / "output"
+    assert [path.name for path in output.iterdir() if path.name != ".kaito-ray"] == []
+    return list(parse_events(capsys.readouterr().out))
+
+
+MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
+    "no rows": ("", {}, "InvalidData", "chats.jsonl:1 is empty"),
+    "bad JSON": (chats() + '{"messages": [}\n', {}, "InvalidData", "chats.jsonl:7 column 15: is no JSON"),
+    "a wrong role": (chats().replace('"user"', '"usr"', 1), {}, "InvalidData", 'assistant, got "usr"'),
+    "all too long": (
+        chats(),
+        {"TrainingArguments": {"max_length": 8}},
+        "InvalidData",
+        "every row is longer than max_length, 8 tokens",
+    ),
+    "a layer that the model has not": (
+        chats(),
+        {"LoraConfig": {"target_modules": ["q_proj", "o_proj"]}},
+        "UnknownTargetModules",
+        "names q_proj; the linear layers of tiny-phi-3 are down_proj, gate_up_proj, o_proj, qkv_proj",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_ends_the_job_with_its_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    rows, config, reason, message = MISTAKES[case]
+    file = a_job_file(tmp_path, **config)
+    (tmp_path / "data" / "chats.jsonl").write_text(rows)
+    *before, last = told(file, capsys)
+    assert isinstance(last, Failed)
+    assert last.reason == reason
+    assert message in last.message
+    assert all(isinstance(event, Data) for event in before)
+
+
+@pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "http://2852039166/latest", "http://10.0.0.1/x"])
+async def test_data_comes_from_no_private_address(tmp_path: Path, target: str) -> None:
+    """Neither directly nor by a redirect from a host that is allowed."""
+
+    async def redirect(_: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": target})
+
+    async with serving(redirect) as allowed:
+        for url in (target, f"{allowed}/chats.jsonl"):
+            arguments = with_urls(tmp_path, url)
+            with pytest.raises(ArtifactRefused) as caught:
+                await asyncio.to_thread(prepare, arguments, Home.of(arguments), None, LOCAL)
+            assert caught.value.reason == Reason.URL_REFUSED
+
+
+async def test_two_urls_with_one_file_name_are_not_half_of_the_data(tmp_path: Path) -> None:
+    async def data(_: web.Request) -> web.Response:
+        return web.Response(text=chats())
+
+    async with serving(data) as base:
+        arguments = with_urls(tmp_path, f"{base}/first/chats.jsonl", f"{base}/second/chats.jsonl")
+        with pytest.raises(ArtifactRefused, match=r"two of the urls have the file name chats\.jsonl"):
+            await asyncio.to_thread(prepare, arguments, Home.of(arguments), None, LOCAL)
