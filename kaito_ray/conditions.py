@@ -6,18 +6,20 @@ status, so that a crash loop after Ready is as visible as one before it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from kaito_ray.adapter_status import ADAPTERS_PENDING
 from kaito_ray.kuberay import RayApplication, RayServiceStatus
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod, Trouble
+from kaito_ray.verdict import Verdict
 
 PENDING = "WorkspaceInferenceStatusPending"
 # Reasons that say no more than that things take their time: no Event is worth posting for them.
 WAITING = frozenset(
     {
         PENDING,
+        ADAPTERS_PENDING,
         "WorkspaceTuningJobStatusPending",
         "workspacePending",
         "workspaceResourceStatusNotReady",
@@ -26,15 +28,6 @@ WAITING = frozenset(
     }
 )
 _BROKEN = ("DEPLOY_FAILED", "UNHEALTHY")
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """Whether a condition holds, why in one word, and why in a sentence."""
-
-    holds: bool
-    reason: str
-    message: str
 
 
 def resource_ready(observed: Observed) -> Verdict:

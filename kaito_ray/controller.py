@@ -80,9 +80,12 @@ class Controller:
         await self.world.wait_until_synced()
         for key in self.world.keys:
             self._queue.wake(key)
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._queue.run())
-            group.create_task(self._collect())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._queue.run())
+                group.create_task(self._collect())
+        finally:
+            self.world.replicas.stop()
 
     async def _collect(self) -> None:
         """Have nodes given back whose Workspace is gone, should a pass or an operator have died on the way."""

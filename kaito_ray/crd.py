@@ -196,6 +196,7 @@ def _columns() -> list[Schema]:
         ("WorkspaceSucceeded", "string", _condition("WorkspaceSucceeded"), _WIDE),
         ("Nodes", "integer", ".status.targetNodeCount", _WIDE),
         ("Endpoint", "string", ".status.endpoint", _WIDE),
+        ("Adapters", "string", ".status.adaptersLoaded", _WIDE),
     ]
     return [
         {"name": name, "type": kind, "jsonPath": path} | ({"priority": priority} if priority else {})

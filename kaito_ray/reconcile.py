@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from kaito_ray.adapter_status import pin
+from kaito_ray.after_tuning import Next, clear_job, give_back, next_step
 from kaito_ray.apply import Applied, Applier
 from kaito_ray.children import Children
 from kaito_ray.cluster import Cluster, KubeObject
@@ -23,11 +25,12 @@ from kaito_ray.names import service_name
 from kaito_ray.nodes.byo_size import size_of_nodes
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.observe import observe
-from kaito_ray.plan import Plan
 from kaito_ray.report import Reporter
 from kaito_ray.settings import Provisioner
 from kaito_ray.sku import Sku
 from kaito_ray.status import derive_status
+from kaito_ray.tuned_adapters import with_tuned_adapters
+from kaito_ray.tuning_watch import TuningWatch
 from kaito_ray.wish import Planner, named_objects, observe_config, observe_missing
 from kaito_ray.workspace import Workspace, parse_workspace
 from kaito_ray.world import World
@@ -38,7 +41,7 @@ class Wish:
     """What a Workspace asks for, as far as it can be understood; `error` says why it cannot."""
 
     workspace: Workspace | None = None
-    plan: Plan | None = None
+    step: Next | None = None
     missing: tuple[str, ...] = ()
     error: KaitoRayError | None = None
 
@@ -62,6 +65,7 @@ class Reconciler:
         applier = Applier(cluster, world)
         self._children = Children(applier, world, planner.settings)
         self._facts = ModelFacts(applier, world, planner.catalogue)
+        self._tuning = TuningWatch(cluster, world)
         self._reporter = Reporter(cluster, world)
         # Nodes that are brought along need nothing done when a Workspace goes; what it owns is collected by Kubernetes.
         self._gives_back = planner.settings.provisioner is not Provisioner.BYO
@@ -77,9 +81,9 @@ class Reconciler:
         wish = await self._wish(document)
         nodes = await self._nodes(document, wish, now)
         applied, refusal = await self._apply(document, wish, nodes, now)
-        job = self._children.job(wish.plan)
-        observed = observe(self._world, key, nodes, plan=wish.plan, job=job, applied=applied, refusal=refusal)
-        status = derive_status(document, wish.plan, observed, now)
+        observed = observe(self._world, key, nodes, step=wish.step, applied=applied, refusal=refusal)
+        observed = await self._tuning.look(key, observed, now)
+        status = derive_status(document, wish.step.plan if wish.step else None, observed, now)
         return await self._reporter.report(document, status, observed, now)
 
     async def _wish(self, document: KubeObject) -> Wish:
@@ -97,7 +101,11 @@ class Reconciler:
         try:
             facts = await self._facts.observe(document, workspace)
             config = await observe_config(self._world, key, workspace)
-            return replace(wish, plan=self._planner.plan(workspace, config, self._size(workspace), facts))
+            size = self._size(workspace)
+            plan = self._planner.plan(workspace, config, size, facts)
+            step = next_step(self._planner, document, workspace, plan, size, facts)
+            plan = pin(with_tuned_adapters(step.plan, self._world), document.get("status") or {})
+            return replace(wish, step=replace(step, plan=plan))
         except (ClusterUnavailable, LeaseLost):
             raise
         except KaitoRayError as error:
@@ -114,11 +122,13 @@ class Reconciler:
         try:
             if wish.error is not None:
                 raise wish.error
-            if wish.plan is None or wish.workspace is None:
+            if wish.step is None or wish.workspace is None:
                 raise AssertionError("a wish without an error has a plan")
             if self._gives_back:
                 await add_finalizer(self._cluster, self._world, document)
-            return await self._provisioner.ensure(wish.plan, wish.workspace, now)
+                if wish.step.rests:
+                    return await give_back(self._provisioner, document, wish.workspace, wish.step.rests)
+            return await self._provisioner.ensure(wish.step.plan, wish.workspace, now)
         except (ClusterUnavailable, LeaseLost):
             raise
         except KaitoRayError as error:
@@ -129,10 +139,13 @@ class Reconciler:
         self, document: KubeObject, wish: Wish, nodes: NodesObserved, now: datetime
     ) -> tuple[Applied, KaitoRayError | None]:
         """What the plan renders to, in the cluster; or why not."""
-        if wish.plan is None:
+        step = wish.step
+        if step is None:
             return Applied(), None
         try:
-            return await self._children.apply(document, wish.plan, nodes, wish.missing, now), None
+            if step.tuned and not await clear_job(self._cluster, self._world, document, step.job):
+                return Applied(), None
+            return await self._children.apply(document, step, nodes, wish.missing, now), None
         except (ClusterUnavailable, LeaseLost):
             raise
         except KaitoRayError as error:

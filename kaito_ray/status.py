@@ -5,14 +5,14 @@ The previous status is only asked for what the world cannot tell any more: since
 was reached, and whether a Workspace has ever been ready.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from kaito_ray import names
+from kaito_ray.adapter_status import adapter_statuses, adapters_ready, loaded_count
 from kaito_ray.conditions import (
     WAITING,
-    Verdict,
     inference_ready,
     job_started,
     resource_ready,
@@ -23,7 +23,8 @@ from kaito_ray.conditions import (
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan
-from kaito_ray.workspace_status import Condition, NodePoolStatus, Status, TimelineEntry
+from kaito_ray.verdict import Verdict
+from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, Status, TimelineEntry
 
 NODES_READY, IMAGE_PULLED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
     "NodesReady",
@@ -41,7 +42,8 @@ KubeObject = dict[str, Any]
 def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, now: datetime) -> Status:
     """The whole status of a Workspace as the API has it, so that one which cannot be parsed gets one too."""
     previous = _before(workspace)
-    verdicts = _verdicts(workspace, plan, observed)
+    adapters = _adapters(previous, plan, observed)
+    verdicts = _verdicts(workspace, plan, observed, adapters)
     conditions = tuple(_condition(kind, verdict, workspace, now) for kind, verdict in verdicts.items())
     ready = verdicts["WorkspaceReady"].holds
     return Status(
@@ -50,6 +52,8 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
         worker_nodes=observed.nodes.nodes,
         target_node_count=plan.nodes if plan is not None else previous.get("targetNodeCount"),
         endpoint=_endpoint(workspace, verdicts, observed),
+        adapters=adapters,
+        adapters_loaded=loaded_count(adapters),
         node_pool=NodePoolStatus.model_validate(observed.nodes.node_pool) if observed.nodes.node_pool else None,
         timeline=_timeline(workspace, observed, verdicts, ready=ready, now=now),
     )
@@ -97,7 +101,9 @@ def _before(workspace: KubeObject) -> Mapping[str, Any]:
     return workspace.get("status") or {}
 
 
-def _verdicts(workspace: KubeObject, plan: Plan | None, observed: Observed) -> dict[str, Verdict]:
+def _verdicts(
+    workspace: KubeObject, plan: Plan | None, observed: Observed, adapters: Sequence[AdapterStatus]
+) -> dict[str, Verdict]:
     resources = resource_ready(observed)
     if "tuning" in workspace:
         done = tuned_before(workspace, observed.job)
@@ -114,9 +120,18 @@ def _verdicts(workspace: KubeObject, plan: Plan | None, observed: Observed) -> d
     return {
         "ResourceReady": resources,
         "InferenceReady": inference,
+        # The base model serves whatever its adapters do, so the whole does not wait for them.
+        **({"AdaptersReady": adapters_ready(adapters, observed.heard.silence)} if adapters else {}),
         "WorkspaceSucceeded": serving_succeeded(whole),
         "WorkspaceReady": whole,
     }
+
+
+def _adapters(previous: Mapping[str, Any], plan: Plan | None, observed: Observed) -> tuple[AdapterStatus, ...]:
+    """What cannot be planned changes nothing in the cluster."""
+    if plan is None:
+        return tuple(AdapterStatus.model_validate(one) for one in previous.get("adapters") or ())
+    return adapter_statuses(plan, observed.heard.reports)
 
 
 def _condition(kind: str, verdict: Verdict, workspace: KubeObject, now: datetime) -> Condition:

@@ -53,8 +53,15 @@ class AdapterStatus(_Part):
     digest: str = Field("", description="Digest of what was loaded.")
     strength: str = Field("", description="The strength applied.")
     rank: int | None = Field(None, description="Its LoRA rank.")
-    state: str = Field("", description="Pending, Loaded or Failed.")
-    error: str = Field("", description="Why it is not loaded; empty when all is well.")
+    size_bytes: int | None = Field(None, description="Size of its weights.")
+    loaded: int | None = Field(None, description="Replicas that answer with it as it is asked for.")
+    replicas: int | None = Field(None, description="Replicas there are.")
+    state: str = Field("", description="Pending, Loaded (on every replica) or Failed.")
+    reason: str = Field("", description="Why it is not loaded, in one CamelCase word.")
+    error: str = Field("", description="Why it is not loaded, in a sentence; empty when all is well.")
+    loaded_at: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = Field(
+        None, description="When the last replica loaded it."
+    )
 
 
 class TuningStatus(_Part):
@@ -146,6 +153,7 @@ class Status(_Part):
     target_node_count: int | None = Field(None, description="Number of nodes the model needs.")
     endpoint: str = Field("", description="Address of the server inside the cluster.")
     adapters: tuple[AdapterStatus, ...] = Field((), description="The adapters, as the replicas report them.")
+    adapters_loaded: str = Field("", description="How many adapters are loaded of how many, such as 2/3.")
     tuning: TuningStatus | None = Field(None, description="How far tuning is.")
     output: OutputStatus | None = Field(None, description="What tuning made.")
     node_pool: NodePoolStatus | None = Field(None, description="The nodes that were made.")

@@ -17,6 +17,7 @@ from kaito_ray.informer import Informer, Key, key_of, version_of
 from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
 from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.pod import Pod, parse_pod
+from kaito_ray.replica_watch import ReplicaWatch
 
 Labels = Mapping[str, str]
 _OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
@@ -44,6 +45,8 @@ class World:
         self._referrers: dict[tuple[Kind, Key], set[Key]] = defaultdict(set)
         self._references_of: dict[Key, frozenset[tuple[Kind, Key]]] = {}
         self._data: dict[tuple[Kind, Key], tuple[str, Mapping[str, str]]] = {}
+        self.replicas = ReplicaWatch(cluster, wake)
+        """What the copies of models say of themselves."""
 
     async def run(self) -> None:
         """Watch everything, for ever."""
@@ -86,6 +89,7 @@ class World:
         self._workspaces.pop(key, None)
         self.select_nodes(key, {})
         self.refer(key, ())
+        self.replicas.forget(key)
 
     def workspace(self, key: Key) -> KubeObject | None:
         """A Workspace as the API has it."""

@@ -90,7 +90,7 @@ def test_columns_are_those_of_the_documents_users_follow(version: str) -> None:
     shown = [column["name"].upper() for column in columns if not column.get("priority")]
     wide = [column["name"].upper() for column in columns if column.get("priority")]
     assert ["NAME", *shown] == ["NAME", "INSTANCE", "RESOURCEREADY", "INFERENCEREADY", "WORKSPACEREADY", "AGE"]
-    assert wide == ["STATE", "JOBSTARTED", "WORKSPACESUCCEEDED", "NODES", "ENDPOINT"]
+    assert wide == ["STATE", "JOBSTARTED", "WORKSPACESUCCEEDED", "NODES", "ENDPOINT", "ADAPTERS"]
 
 
 def test_versions_differ_in_one_default_only() -> None:
