@@ -196,6 +196,46 @@ def crd() -> None:
 
 
 @app.command()
+def pack(
+    model: Annotated[str, typer.Argument(help="a folder, or a model by hub id or alias", metavar="MODEL")],
+    to: Annotated[str, typer.Option(help="where to push it: registry/name:tag", metavar="IMAGE")],
+    revision: Annotated[str | None, typer.Option(help="the commit on the hub, instead of the pinned one")] = None,
+    name: Annotated[str, typer.Option(help="what a folder's model is called, such as org/model")] = "",
+    license_: Annotated[str, typer.Option("--license", help="what a folder's licence is, such as apache-2.0")] = "",
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="the licence was read and permits passing the model on")
+    ] = False,
+    form: Annotated[
+        str, typer.Option("--format", help="image: tars that runtimes mount; modelpack: plain files for oras pull")
+    ] = "image",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="show layers and sizes, push nothing")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Make an image of a model and push it to a registry, so that a cluster needs no hub."""
+    import os
+
+    from kaito_ray.artifacts.pack import Form
+    from kaito_ray.pack_command import PackWish
+    from kaito_ray.pack_command import pack as pack_model
+    from kaito_ray.settings import Settings
+    from kaito_ray.stages import Stages
+
+    if form not in list(Form):
+        raise typer.BadParameter(f"--format is one of {', '.join(Form)}, got {form}")
+    wish = PackWish(model, to, revision, name, license_, accept_license, Form(form))
+    with Stages() as stages:
+        packed = pack_model(wish, Settings.from_env(os.environ), stages, dry_run=dry_run)
+    if output is Output.JSON:
+        typer.echo(json.dumps(packed.record(), indent=2))
+    elif dry_run:
+        from rich import print as show
+
+        show(packed.table())
+    else:
+        typer.echo(f"{packed.image}@{packed.digest}")
+
+
+@app.command()
 def run(
     file: Annotated[Path, typer.Argument(help="YAML file with one Workspace", metavar="FILE")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="port of 127.0.0.1 to serve on")] = 8000,

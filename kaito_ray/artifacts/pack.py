@@ -19,7 +19,7 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kaito_ray.artifacts import manifest
@@ -70,6 +70,15 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerSize:
+    """One layer as people are shown it; `size` in bytes."""
+
+    title: str
+    files: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class LayerPlan:
     """One layer before its bytes were read."""
 
@@ -93,19 +102,37 @@ class Packing:
         """Bytes of all layers."""
         return sum(layer.size for layer in self.layers)
 
+    @property
+    def sizes(self) -> list[LayerSize]:
+        """The layers without what they are made of."""
+        return [LayerSize(layer.title, layer.files, layer.size) for layer in self.layers]
+
     @classmethod
     def plan(cls, folder: Path, facts: Facts, form: Form = Form.IMAGE) -> "Packing":
         """Judge the model in `folder` and lay its image out; raises ArtifactRefused for one that no engine loads."""
         home = find_model(folder)
         names = choose_files(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
         parameters = check_shards(home)
-        shards = [name for name in names if name.endswith(SHARD)]
-        small = [name for name in names if name not in shards]
+        small, shards = _split(names)
         if form is Form.MODELPACK:
             layers = [_raw_layer(home, name) for name in (*small, *shards)]
         else:
             layers = [_small_layer(home, small), *(_shard_layer(home, name) for name in shards)]
         return cls(form, tuple(layers), facts.annotations(parameters))
+
+
+def sizes_of(files: Mapping[str, int], form: Form) -> list[LayerSize]:
+    """The layers that files of these sizes in bytes would make, without having the files."""
+    small, shards = _split(choose_files(files))
+    if form is Form.MODELPACK:
+        return [LayerSize(name, (name,), files[name]) for name in (*small, *shards)]
+
+    def size(name: str) -> int:
+        return len(_header(posixpath.join(MODEL_IMAGE_DIR, name), files[name])) + _padded(files[name])
+
+    folders = len(_folders(small)) * tarfile.BLOCKSIZE
+    first = LayerSize(_SMALL, tuple(small), folders + sum(map(size, small)) + len(_END))
+    return [first, *(LayerSize(f"{name}.tar", (name,), size(name) + len(_END)) for name in shards)]
 
 
 async def push_model(
@@ -179,9 +206,7 @@ def _shard_layer(home: Path, name: str) -> LayerPlan:
 
 
 def _small_layer(home: Path, names: Sequence[str]) -> LayerPlan:
-    folders = {MODEL_IMAGE_DIR, *(posixpath.join(MODEL_IMAGE_DIR, posixpath.dirname(name)) for name in names)}
-    parents = {part for folder in folders for part in _with_parents(folder.rstrip("/"))}
-    parts: list[bytes | Path] = [_header(folder) for folder in sorted(parents)]
+    parts: list[bytes | Path] = [_header(folder) for folder in _folders(names)]
     for name in names:
         parts += _member(home, name)
     return _layer(_SMALL, tuple(names), [*parts, _END])
@@ -194,7 +219,7 @@ def _layer(title: str, files: tuple[str, ...], parts: list[bytes | Path]) -> Lay
 def _member(home: Path, name: str) -> list[bytes | Path]:
     path = home / name
     size = path.stat().st_size
-    padding = bytes(-size % tarfile.BLOCKSIZE)
+    padding = bytes(_padded(size) - size)
     return [_header(posixpath.join(MODEL_IMAGE_DIR, name), size), path, *([padding] if padding else [])]
 
 
@@ -208,6 +233,18 @@ def _header(name: str, size: int | None = None) -> bytes:
     return entry.tobuf(tarfile.PAX_FORMAT)
 
 
-def _with_parents(folder: str) -> list[str]:
-    parts = folder.split("/")
-    return ["/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+def _padded(size: int) -> int:
+    return size + -size % tarfile.BLOCKSIZE
+
+
+def _split(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Small files, shards."""
+    shards = [name for name in names if name.endswith(SHARD)]
+    return [name for name in names if name not in shards], shards
+
+
+def _folders(names: Sequence[str]) -> list[str]:
+    """The folder of the model in the image, the ones above it and the ones that the names are in, from the top."""
+    found = {MODEL_IMAGE_DIR, *(posixpath.join(MODEL_IMAGE_DIR, posixpath.dirname(name)) for name in names)}
+    every = {str(folder) for path in found for folder in (PurePosixPath(path), *PurePosixPath(path).parents)}
+    return sorted(every - {"."})
