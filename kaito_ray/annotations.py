@@ -11,14 +11,11 @@ from typing import Any
 
 from kaito_ray import names
 from kaito_ray.errors import InvalidManifest, Problem
-from kaito_ray.plan import ModelSource
-from kaito_ray.preset import Preset
 from kaito_ray.workspace import Workspace
 
-# Where KAITO's nodes keep weights that were put there beforehand (its labels.go).
-_LOCAL_WEIGHTS = "/opt/kaito/models"
-_STREAMING = "kaito-ray does not stream weights from blob storage; they come from the hub, or from the node with " + (
-    names.ANNOTATION_LOCAL_WEIGHTS
+_STREAMING = (
+    "kaito-ray does not stream weights from blob storage; they come from the hub, from presetOptions.image, from a"
+    f" claim with {names.ANNOTATION_MODEL_CLAIM}, or from the node with {names.ANNOTATION_LOCAL_WEIGHTS}"
 )
 _REFUSED = {
     "kaito.sh/model-mirror-storage-class": _STREAMING,
@@ -34,8 +31,6 @@ _REFUSED = {
 class Annotations:
     """What the annotations ask for."""
 
-    source: ModelSource
-    local_weights_host_path: str | None
     load_balancer: bool
     api_keys_secret: str | None
     bypass_checks: bool
@@ -43,7 +38,7 @@ class Annotations:
     warnings: tuple[str, ...] = ()
 
 
-def read_annotations(workspace: Workspace, preset: Preset) -> Annotations:
+def read_annotations(workspace: Workspace) -> Annotations:
     """Read them; raises InvalidManifest with every one that cannot be honoured."""
     given = workspace.metadata.annotations
     problems = [_problem(key, why) for key, why in _REFUSED.items() if key in given]
@@ -55,15 +50,9 @@ def read_annotations(workspace: Workspace, preset: Preset) -> Annotations:
         problems.append(
             _problem(names.ANNOTATION_RUNTIME, "cannot be transformers: kaito-ray serves with vLLM only; leave it out")
         )
-    local = given.get(names.ANNOTATION_LOCAL_WEIGHTS) == "true"
-    if local and preset.source != "hub":
-        problems.append(
-            _problem(names.ANNOTATION_LOCAL_WEIGHTS, f"is of no use for {preset.name}, which is made on the spot")
-        )
     if problems:
         raise InvalidManifest(problems)
-    path = f"{_LOCAL_WEIGHTS}/{preset.name.lower().replace('/', '-')}" if local else None
-    flags: dict[str, Any] = {"load-format": "runai_streamer"} if local else {}
+    flags: dict[str, Any] = {}
     mode = given.get(names.ANNOTATION_PERFORMANCE_MODE, "balanced")
     if mode != "balanced":
         flags["performance-mode"] = mode
@@ -74,8 +63,6 @@ def read_annotations(workspace: Workspace, preset: Preset) -> Annotations:
             f'{names.ANNOTATION_ENABLE_LB} is "{balancer}", and only "True" makes a load balancer, as in KAITO'
         )
     return Annotations(
-        source=ModelSource("path", path) if path else preset.model_source,
-        local_weights_host_path=path,
         load_balancer=balancer == "True",
         api_keys_secret=given.get(names.ANNOTATION_API_KEYS) or None,
         bypass_checks=names.ANNOTATION_BYPASS_CHECKS in given,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from kaito_ray import names
 from kaito_ray.errors import InvalidManifest, Problem
 
 if TYPE_CHECKING:
@@ -18,6 +19,24 @@ if TYPE_CHECKING:
     from kaito_ray.workspace import Workspace
 
 Json = Any  # what json.dumps accepts
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVolume:
+    """The volume in which the pods have the model.
+
+    A model is fetched into `pod` (an emptyDir), `node` (a folder of the node, whose path is `reference`, shared by all
+    pods there) or `class` (a claim of its own per pod, of the StorageClass `reference`). It lies ready in `host` (a
+    folder of the node), `claim` (a PersistentVolumeClaim) and `image` (a Kubernetes image volume).
+    """
+
+    kind: Literal["pod", "node", "class", "host", "claim", "image"]
+    reference: str = ""
+
+    @property
+    def is_fetched_into(self) -> bool:
+        """Whether a step before Ray has to bring the model."""
+        return self.kind in ("pod", "node", "class")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +50,27 @@ class ModelSource:
     kind: Literal["hub", "builtin", "path", "image"]
     reference: str
     revision: str | None = None
+    names: tuple[str, ...] = ()
+    """What the model is called; an image that says it holds another one is refused."""
+    architecture: str = ""
+    """What config.json must say the model is; anything else is refused before the engine starts."""
+    pull_secrets: tuple[str, ...] = ()
+    """Secrets with logins for the image's registry."""
+    volume: ModelVolume | None = None
+    """None where no pod has it: a model that is made on the spot, and whatever runs on this machine."""
+
+    @property
+    def folder(self) -> str | None:
+        """Where the pods find the model; None without a volume."""
+        if self.volume is None:
+            return None
+        if self.volume.is_fetched_into:
+            return f"{names.MODELS_DIR}/{names.model_link(self.kind, self.reference, self.revision)}"
+        if self.volume.kind == "host":
+            return self.volume.reference
+        if self.volume.kind == "claim":
+            return f"{names.MODELS_DIR}/{self.volume.reference.partition('/')[2]}".rstrip("/")
+        return names.MODELS_DIR
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from kaito_ray.annotations import read_annotations
 from kaito_ray.engine_flags import compute_dtype, engine_flags
 from kaito_ray.errors import InvalidManifest, Problem
 from kaito_ray.inference_config import InferenceConfig
+from kaito_ray.load_format import load_flags
+from kaito_ray.model_source import model_source
 from kaito_ray.plan import AdapterPlan, Placement, ServePlan
 from kaito_ray.plan_target import HEAD, size_warnings, worker_size
 from kaito_ray.preset import Preset
@@ -33,7 +35,7 @@ def plan_serve(
     context: int | None,
 ) -> ServePlan:
     """Every decision about serving; raises DoesNotFit when nothing within the caps holds the model."""
-    wishes = read_annotations(workspace, preset)
+    wishes = read_annotations(workspace)
     demand = config.demand(preset)
     if context is not None:
         demand = replace(demand, context=context)
@@ -53,11 +55,13 @@ def plan_serve(
     )
     made = decide(question, sku)
     sku, sizing = made.sku, made.sizing
+    source = model_source(workspace, inference.preset, preset, sku, settings)
     worker = worker_size(sku)
     placement = _placement(sku, sizing, worker.cpus)
     flags = engine_flags(preset, sku, sizing, executor=placement.executor) | dict(wishes.flags) | dict(config.flags)
     if context is not None:
         flags["max-model-len"] = sizing.max_model_len
+    flags |= load_flags(source, preset.engine_gib, worker.memory_gib, flags)
     options = inference.preset.preset_options if inference.preset else None
     served = flags.pop("served-model-name", None)
     return ServePlan(
@@ -65,7 +69,7 @@ def plan_serve(
         namespace=workspace.metadata.namespace,
         uid=workspace.metadata.uid,
         model=preset.name,
-        source=wishes.source,
+        source=source,
         instance_type=sku.name,
         node_labels=dict(workspace.resource.label_selector.match_labels),
         nodes=made.nodes,
@@ -97,7 +101,7 @@ def plan_serve(
             dict.fromkeys(secret for adapter in inference.adapters for secret in adapter.source.image_pull_secrets)
         ),
         load_balancer=wishes.load_balancer,
-        local_weights_host_path=wishes.local_weights_host_path,
+        local_weights_host_path=source.reference if source.volume and source.volume.kind == "host" else None,
         volumes=tuple(
             {
                 "name": adapter.source.name,

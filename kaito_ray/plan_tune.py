@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from kaito_ray.advise import hourly_usd
 from kaito_ray.errors import DoesNotFit, InvalidManifest, KaitoRayError, Problem
+from kaito_ray.model_source import model_source
 from kaito_ray.names import ANNOTATION_AFTER_TUNING
 from kaito_ray.plan import TunePlan
 from kaito_ray.plan_served import plan_served_after_tuning, releases_nodes
@@ -66,7 +67,7 @@ def plan_tune(
         namespace=workspace.metadata.namespace,
         uid=workspace.metadata.uid,
         model=preset.name,
-        source=preset.model_source,
+        source=model_source(workspace, tuning.preset, preset, sku, settings),
         instance_type=sku.name,
         node_labels=dict(workspace.resource.label_selector.match_labels),
         nodes=nodes,

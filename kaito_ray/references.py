@@ -35,7 +35,7 @@ def references(workspace: Workspace) -> Iterator[Reference]:
     found = [Reference(("metadata", "annotations", names.ANNOTATION_API_KEYS), "Secret", keys)]
     if workspace.inference is not None:
         if workspace.inference.preset is not None:
-            found.append(_hub_token(workspace.inference.preset, ("inference", "preset")))
+            found += _preset(workspace.inference.preset, ("inference", "preset"))
         found.append(
             Reference(("inference", "config"), "ConfigMap", workspace.inference.config, "inference_config.yaml")
         )
@@ -44,7 +44,7 @@ def references(workspace: Workspace) -> Iterator[Reference]:
             found += _pull_secrets(adapter.source.image_pull_secrets, path)
             found.append(Reference((*path, "workspace"), "Workspace", adapter.source.workspace))
     if workspace.tuning is not None:
-        found.append(_hub_token(workspace.tuning.preset, ("tuning", "preset")))
+        found += _preset(workspace.tuning.preset, ("tuning", "preset"))
         found.append(Reference(("tuning", "config"), "ConfigMap", workspace.tuning.config, "training_config.yaml"))
         found += _pull_secrets(workspace.tuning.input.image_pull_secrets, ("tuning", "input"))
         path = ("tuning", "output", "imagePushSecret")
@@ -63,10 +63,10 @@ def judge_references(entry: Entry, manifest: Manifest) -> Iterator[Finding]:
             yield from _data(entry, entry.workspace, reference, manifest)
 
 
-def _hub_token(preset: PresetReference, path: Path) -> Reference:
-    return Reference(
-        (*path, "presetOptions", "modelAccessSecret"), "Secret", preset.preset_options.model_access_secret, "HF_TOKEN"
-    )
+def _preset(preset: PresetReference, path: Path) -> list[Reference]:
+    options, path = preset.preset_options, (*path, "presetOptions")
+    token = Reference((*path, "modelAccessSecret"), "Secret", options.model_access_secret, "HF_TOKEN")
+    return [token, *(_pull_secrets(options.image_pull_secrets, path) if options.image else ())]
 
 
 def _pull_secrets(secrets: tuple[str, ...], path: Path) -> list[Reference]:

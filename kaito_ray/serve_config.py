@@ -32,6 +32,7 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
     cpus = int(plan.worker.cpus)
     env = {
         "DO_NOT_TRACK": "1",
+        **({"HF_HUB_OFFLINE": "1"} if _is_whole(plan) else {}),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         # A replica whose engine died has nothing to drain, and holds the GPU that its successor needs.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
@@ -61,11 +62,12 @@ def serve_config(
     port: int = names.PORT_SERVE,
     api_keys_dir: str | None = None,
     registry_auth_dir: str | None = None,
+    model_folder: str | None = None,
 ) -> dict[str, Any]:
     """What `PUT /api/serve/applications/` takes, and `serveConfigV2` holds.
 
-    `port` is where HAProxy listens on every node. `api_keys_dir` and `registry_auth_dir` are the folders with the keys
-    and with the logins of registries when they are not those that the render mounts.
+    `port` is where HAProxy listens on every node. `api_keys_dir`, `registry_auth_dir` and `model_folder` are where the
+    keys, the logins of registries and the model are when it is not where the render mounts them.
     """
     if plan.api_keys_secret and api_keys_dir is None:
         api_keys_dir = API_KEYS_DIR
@@ -75,7 +77,7 @@ def serve_config(
                 "name": names.SERVE_APPLICATION,
                 "route_prefix": "/",
                 "import_path": names.SERVE_IMPORT_PATH,
-                "args": _arguments(plan, api_keys_dir)
+                "args": _arguments(plan, api_keys_dir, model_folder or plan.source.folder)
                 | ({"registry_auth_dir": registry_auth_dir} if registry_auth_dir else {}),
                 "deployments": [_deployment(plan)],
             }
@@ -108,16 +110,26 @@ def local_env(folder: Path, *, metrics_port: int, stats_port: int, replica_port:
     return dict(sorted(env.items()))
 
 
-def _arguments(plan: ServePlan, api_keys_dir: str | None) -> dict[str, Any]:
+def _is_whole(plan: ServePlan) -> bool:
+    """Whether the folder of the model has all there is; code that a model brings may name other repositories."""
+    return plan.source.folder is not None and not plan.engine.get("trust-remote-code")
+
+
+def _arguments(plan: ServePlan, api_keys_dir: str | None, folder: str | None) -> dict[str, Any]:
     """The `args` of serve_apps.chat:build, as serve_apps/arguments.py reads them."""
+    source = plan.source
+    model: dict[str, Any] = {"kind": source.kind, "reference": source.reference, "revision": source.revision}
+    if folder:
+        model = {
+            "architecture": source.architecture,
+            "kind": "path",
+            "names": list(source.names),
+            "reference": folder,
+        }
     return {
         "api_keys_dir": api_keys_dir,
         "engine": dict(sorted(plan.engine.items())),
-        "model": {
-            "kind": plan.source.kind,
-            "reference": plan.source.reference,
-            "revision": plan.source.revision,
-        },
+        "model": model,
         "served_model_name": plan.served_model_name,
     }
 

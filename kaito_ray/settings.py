@@ -73,6 +73,25 @@ class Settings(BaseModel):
         ("kube-system", "monitoring"),
         description="namespaces whose pods may read the metrics of Ray pods, comma-separated",
     )
+    model_cache_dir: str = Field(
+        "",
+        pattern=r"^(/[^:]*)?$",
+        description="folder of the nodes, such as one on an NVMe disk, in which all pods of a node share the models"
+        " they fetch (a hostPath); empty fetches into each pod",
+    )
+    model_cache_gib: int | None = Field(
+        None, ge=1, description="most GiB of models kept in that folder; those used longest ago go first"
+    )
+    nvme_storage_class: str = Field(
+        "",
+        description="StorageClass of local NVMe disks, such as kaito-local-nvme-disk, for models on sizes that have"
+        " them; empty uses none",
+    )
+    image_volumes: bool = Field(
+        False,
+        description="whether the cluster mounts images as volumes (Kubernetes 1.33 or newer), so that a model's image"
+        " needs no fetching",
+    )
     checkpoint_storage_class: str = Field(
         "",
         description="StorageClass of the volume that keeps the checkpoints of a tuning; empty is the cluster's default,"

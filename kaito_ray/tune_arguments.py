@@ -24,6 +24,8 @@ class TuneFolders:
     cache: str = names.CACHE_DIR
     pull_auth: str = names.REGISTRY_AUTH_DIR
     push_auth: str = names.PUSH_AUTH_DIR
+    model: str = ""
+    """The model's folder when it is not the one that the render mounts."""
 
 
 def tune_arguments(
@@ -33,6 +35,7 @@ def tune_arguments(
     folders = folders or TuneFolders()
     arguments = dict(plan.arguments)
     source = plan.source
+    folder = folders.model or source.folder
     return {
         "name": job,
         "workspace": plan.name,
@@ -43,9 +46,9 @@ def tune_arguments(
         **arguments,
         "model": {
             "name": plan.model,
-            "kind": source.kind,
-            "reference": source.reference,
-            "revision": source.revision,
+            "kind": "path" if folder else source.kind,
+            "reference": folder or source.reference,
+            "revision": None if folder else source.revision,
             **arguments["model"],
         },
         "data": {"source": _source(plan.input, folders), **arguments["data"]},

@@ -143,8 +143,12 @@ class Resource(_Part):
 class PresetOptions(_Part):
     """Options of a preset."""
 
-    image: Reference = Field("", description="Image with the model; deprecated and ignored.")
-    image_pull_secrets: Names = Field((), description="Secrets to pull that image; deprecated and ignored.")
+    image: Reference = Field(
+        "",
+        description="OCI image with the model's files, such as `kaito-ray pack` makes, to take them from instead of the"
+        " hub.",
+    )
+    image_pull_secrets: Names = Field((), description="Secrets of the same namespace to pull that image.")
     model_access_secret: Name = Field(
         "", description="Secret of the same namespace whose key HF_TOKEN opens gated models."
     )
@@ -156,7 +160,9 @@ class PresetReference(_Part):
     name: Annotated[str, Field(max_length=256)] = Field(
         min_length=1, description="Hub id such as microsoft/Phi-3-mini-4k-instruct, or an alias of the catalogue."
     )
-    access_mode: Literal["public", "private"] = Field("public", description="Deprecated and ignored.")
+    access_mode: Literal["public", "private"] = Field(
+        "public", description="private: the model comes as presetOptions.image, which v1alpha1 then requires."
+    )
     preset_options: PresetOptions = Field(default_factory=PresetOptions, description="How to reach the model.")
 
 

@@ -85,12 +85,11 @@ def _inference(workspace: Workspace) -> Iterator[Problem]:
 
 
 def _preset(preset: PresetReference, path: Path) -> Iterator[Problem]:
-    if preset.access_mode != "public":
-        yield Problem((*path, "accessMode"), "is deprecated and ignored; use presetOptions.modelAccessSecret")
     options = preset.preset_options
-    for field, value in (("image", options.image), ("imagePullSecrets", options.image_pull_secrets)):
-        if value:
-            yield Problem((*path, "presetOptions", field), "is deprecated and ignored; models come from the hub")
+    if preset.access_mode == "private" and not options.image:
+        yield Problem((*path, "accessMode"), "is private without presetOptions.image, so the model comes from the hub")
+    if options.image_pull_secrets and not options.image:
+        yield Problem((*path, "presetOptions", "imagePullSecrets"), "have no effect without presetOptions.image")
 
 
 def _version(workspace: Workspace) -> Iterator[Problem]:

@@ -15,11 +15,15 @@ class _Frozen(BaseModel):
 
 
 class Model(_Frozen):
-    """Where the weights come from; see kaito_ray.plan.ModelSource."""
+    """Where the weights are; see kaito_ray.plan.ModelSource. What is fetched was fetched before and is a `path`."""
 
-    kind: Literal["hub", "builtin", "path", "image"]
+    kind: Literal["hub", "builtin", "path"]
     reference: str
     revision: str | None = None
+    names: tuple[str, ...] = ()
+    """What the model is called."""
+    architecture: str = ""
+    """What the model in a folder must be; empty takes any."""
 
 
 class Arguments(_Frozen):

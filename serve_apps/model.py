@@ -1,38 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the weights come from in; what vLLM's `--model` takes, a hub id or a folder of this machine, out.
+"""Where the weights are in; what vLLM's `--model` takes, a hub id or a folder of this machine, out.
 
-Called by serve_apps/replica.py before the engine starts. What is made or fetched here is shared by the replicas of a
-machine.
+Called by serve_apps/replica.py before the engine starts. A folder was fetched before, by those who have the logins for
+it (kaito_ray/model_fetch.py), or is a volume; either is looked at once more, since vLLM's own words for a missing shard
+are a traceback.
 """
 
 import asyncio
 from pathlib import Path
 
-from kaito_ray.artifacts.source import Source, Stager
-from kaito_ray.errors import CannotRun
+from kaito_ray.artifacts.cache import hold
+from kaito_ray.artifacts.model_files import check_model, find_model
 from serve_apps.arguments import Model
 
 
-async def model_location(model: Model, stager: Stager) -> str:
-    """Make or fetch the model where that is needed; `stager` fetches images.
-
-    Raises CannotRun, ArtifactRefused or ArtifactUnavailable.
-    """
+async def model_location(model: Model) -> str:
+    """Make or check the model where that is needed; raises CannotRun or ArtifactRefused."""
     if model.kind == "builtin":
         from kaito_ray.tiny_model import model_path
 
         return str(await asyncio.to_thread(model_path))
-    if model.kind == "image":
-        # Never released: the engine reads the files when it pleases, for as long as the process lives.
-        staged = await stager.stage(Source(image=model.reference))
-        return str(await asyncio.to_thread(_model_folder, staged.path, model.reference))
+    if model.kind == "path":
+        return str(await asyncio.to_thread(_checked, Path(model.reference), model))
     return model.reference
 
 
-def _model_folder(root: Path, image: str) -> Path:
-    """The folder with the model in the files of an image, wherever its maker put it."""
-    configs = sorted(root.rglob("config.json"), key=lambda path: len(path.parts))
-    for config in configs:
-        if any(config.parent.glob("*.safetensors")):
-            return config.parent
-    raise CannotRun(f"the image {image} holds no model: no folder in it has a config.json and *.safetensors")
+def _checked(folder: Path, model: Model) -> Path:
+    """The folder that has the model, safe from eviction for as long as this process lives."""
+    hold(folder)
+    home = find_model(folder)
+    check_model(home, names=model.names, architecture=model.architecture)
+    return home

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from kaito_ray import names
 from kaito_ray.artifacts.cache import Cache
-from kaito_ray.artifacts.limits import MODEL
 from kaito_ray.artifacts.prepare import adapter_stager
 from kaito_ray.artifacts.source import Stager
 from kaito_ray.operator_key import operator_key
@@ -40,7 +39,7 @@ class Replica:
 
     async def __serve_build_asgi_app__(self) -> AllowList:
         """Start the engine; called once, before the first `reconfigure`."""
-        model = await model_location(self._arguments.model, _models(self._arguments))
+        model = await model_location(self._arguments.model)
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
@@ -103,16 +102,6 @@ def _stager(arguments: Arguments) -> Stager:
         allowed=Settings.from_env(os.environ).allow_private_urls,
         auth_dir=_auth_dir(arguments),
         hub_token=os.environ.get("HF_TOKEN"),
-    )
-
-
-def _models(arguments: Arguments) -> Stager:
-    """Fetches a model that comes as an image, into one folder for all replicas of this machine."""
-    return Stager(
-        Cache(cache_folder().parent / "images"),
-        MODEL,
-        allowed=Settings.from_env(os.environ).allow_private_urls,
-        auth_dir=_auth_dir(arguments),
     )
 
 

@@ -4,7 +4,7 @@
 from dataclasses import replace
 from typing import Any
 
-from kaito_ray.plan import MemoryBudget, ModelSource, Placement, PodSize, ServePlan, TunePlan
+from kaito_ray.plan import MemoryBudget, ModelSource, ModelVolume, Placement, PodSize, ServePlan, TunePlan
 from kaito_ray.workspace import Workspace, parse_workspace
 
 PHI_3 = "microsoft/Phi-3-mini-4k-instruct"
@@ -39,6 +39,16 @@ def a_workspace(**overrides: Any) -> Workspace:
     return parse_workspace(a_document(**overrides))
 
 
+SOURCE = ModelSource(
+    "hub",
+    PHI_3,
+    "f39ac1d28e925b323eae81227eaba4464caced4e",
+    names=(PHI_3, "phi-3-mini-4k-instruct"),
+    architecture="Phi3ForCausalLM",
+    volume=ModelVolume("pod"),
+)
+
+
 def a_serve_plan(**overrides: Any) -> ServePlan:
     """Phi-3-mini on one A100, with every field of the plan open to `overrides`."""
     plan = ServePlan(
@@ -46,7 +56,7 @@ def a_serve_plan(**overrides: Any) -> ServePlan:
         namespace="default",
         uid="6a7b1f6e-0001-4c0f-9b1e-3f1d2c9a0001",
         model=PHI_3,
-        source=ModelSource("hub", PHI_3, "f39ac1d28e925b323eae81227eaba4464caced4e"),
+        source=SOURCE,
         instance_type="Standard_NC24ads_A100_v4",
         node_labels={"apps": "phi-3"},
         nodes=1,
@@ -88,7 +98,7 @@ def a_tune_plan(**overrides: Any) -> TunePlan:
         namespace="default",
         uid="6a7b1f6e-0001-4c0f-9b1e-3f1d2c9a0002",
         model=PHI_3,
-        source=ModelSource("hub", PHI_3, "f39ac1d28e925b323eae81227eaba4464caced4e"),
+        source=SOURCE,
         instance_type="Standard_NC24ads_A100_v4",
         node_labels={"app": "tuning-phi-3"},
         nodes=1,

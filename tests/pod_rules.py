@@ -21,21 +21,26 @@ def pod_problems(template: Mapping[str, Any]) -> Iterator[str]:
             yield f"volume {volume['name']!r} is no DNS label"
         if len(volume) != 2:
             yield f"volume {volume['name']!r} has {len(volume) - 1} sources, not one"
-    for container in spec["containers"]:
+    yield from _repeated("container", [one["name"] for one in _containers(spec)])
+    for container in _containers(spec):
         for problem in _container_problems(container, volumes):
             yield f"container {container['name']}: {problem}"
+
+
+def _containers(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*spec.get("initContainers", ()), *spec["containers"]]
 
 
 def _container_problems(container: Mapping[str, Any], volumes: list[str]) -> Iterator[str]:
     yield from _repeated("variable", [entry["name"] for entry in container["env"]])
     yield from _repeated("mount path", [mount["mountPath"] for mount in container["volumeMounts"]])
-    yield from _repeated("port name", [port["name"] for port in container["ports"]])
+    yield from _repeated("port name", [port["name"] for port in container.get("ports", ())])
     for mount in container["volumeMounts"]:
         if mount["name"] not in volumes:
             yield f"mount of unknown volume {mount['name']!r}"
         if not mount["mountPath"].startswith("/"):
             yield f"mount path {mount['mountPath']!r} is not absolute"
-    for port in container["ports"]:
+    for port in container.get("ports", ()):
         if len(port["name"]) > 15 or not re.fullmatch(_LABEL, port["name"]):
             yield f"port name {port['name']!r}"
     for entry in container["env"]:

@@ -20,7 +20,9 @@ from kaito_ray.settings import PREFIX, Settings
 DRAIN_TIMEOUT_S = SHUTDOWN_TIMEOUT_S + 20
 GRACE_PERIOD_S = DRAIN_TIMEOUT_S + 20
 
-_USER = 1000
+USER = 1000
+# torch asks for the name of the user, which a number without an entry in /etc/passwd does not have.
+USER_NAME = "kaito-ray"
 TOLERATIONS = (
     {"operator": "Equal", **names.TAINT_GPU},
     {"key": "nvidia.com/gpu", "operator": "Exists"},
@@ -29,9 +31,9 @@ TOLERATIONS = (
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 _POD_SECURITY = {
     "runAsNonRoot": True,
-    "runAsUser": _USER,
-    "runAsGroup": _USER,
-    "fsGroup": _USER,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
     "fsGroupChangePolicy": "OnRootMismatch",
     "seccompProfile": {"type": "RuntimeDefault"},
 }
@@ -69,9 +71,14 @@ def worker_template(
     mounts: Sequence[Mount],
     *,
     serves: bool,
-    secret_env: Sequence[KubeObject] = (),
+    private: Sequence[Mount] = (),
+    before: Sequence[KubeObject] = (),
+    pull_secrets: Sequence[str] = (),
 ) -> KubeObject:
-    """A worker that takes a whole GPU node; `secret_env` are entries of `env` that point at Secrets.
+    """A worker that takes a whole GPU node.
+
+    `before` are containers that run one after the other before Ray starts, `private` volumes that only they see, and
+    `pull_secrets` are the kubelet's.
 
     With `serves` the pod is ready when the Serve proxy on it answers. Pods that only carry a part of an engine have
     no proxy and stay unready: that keeps them out of the Service.
@@ -81,13 +88,14 @@ def worker_template(
         ports += [("serve", names.PORT_SERVE), ("proxy-metrics", names.PORT_HAPROXY_METRICS)]
     everything = (CACHE, *mounts)
     container = _container("ray-worker", image, env, everything, ports)
-    container["env"] = [*container["env"], *secret_env]
     container |= {
         "resources": _resources(target.worker),
         "livenessProbe": _ray_alive(failures=120),
         "readinessProbe": _proxy_answers() if serves else _ray_alive(failures=10),
     }
-    spec = _pod(everything)
+    spec = _pod((*everything, *private))
+    spec |= {"initContainers": list(before)} if before else {}
+    spec |= {"imagePullSecrets": [{"name": name} for name in pull_secrets]} if pull_secrets else {}
     spec["nodeSelector"] |= dict(sorted(target.node_labels.items()))
     return {
         "metadata": {"labels": labels(target)},
@@ -100,13 +108,19 @@ def worker_template(
     }
 
 
+def init_container(name: str, image: str, env: Mapping[str, str], mounts: Sequence[Mount], size: PodSize) -> KubeObject:
+    """A container that runs before Ray; its command is the caller's to add."""
+    container = _container(name, image, env, mounts, ())
+    del container["ports"]
+    return {**container, "resources": _resources(size)}
+
+
 def pod_env(env: Mapping[str, str]) -> dict[str, str]:
     """`env` and what every Ray pod needs whatever it does, sorted by name."""
     always = {
         "HOME": names.CACHE_DIR,
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": str(DRAIN_TIMEOUT_S),
-        # torch asks for the name of the user, which a number without an entry in /etc/passwd does not have.
-        "USER": "kaito-ray",
+        "USER": USER_NAME,
     }
     return dict(sorted({**always, **env}.items()))
 

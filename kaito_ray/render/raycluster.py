@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from kaito_ray import names
 from kaito_ray.plan import Target
 from kaito_ray.render.metadata import KubeObject
+from kaito_ray.render.model import model_parts
 from kaito_ray.render.pods import CONTAINER_SECURITY, head_template, pod_env, worker_template
 from kaito_ray.render.volumes import Mount
+from kaito_ray.settings import Settings
 
 RAY_VERSION = "2.60.0"
 # New GPU nodes take ten minutes to come back, so an idle one is kept for longer than Ray's minute.
@@ -24,14 +26,17 @@ def ray_cluster(
     hosts: int = 1,
     autoscaler: bool = False,
     serves: bool = False,
-    secret_env: Sequence[KubeObject] = (),
+    hub_secret: str | None = None,
+    settings: Settings,
 ) -> KubeObject:
     """The `rayClusterConfig` of a RayService or `rayClusterSpec` of a RayJob.
 
     `groups` is the least and greatest number of worker replicas, each `hosts` pods that live and die together. With
-    `autoscaler` Ray moves between the two, and `replicas` is left to it.
+    `autoscaler` Ray moves between the two, and `replicas` is left to it. `hub_secret` has the token with which a model
+    of the hub is fetched.
     """
     env = pod_env(env)
+    model = model_parts(target, image, hub_secret, settings)
     least, most = groups
     workers: KubeObject = {
         "groupName": names.GROUP_WORKERS,
@@ -40,7 +45,16 @@ def ray_cluster(
         "maxReplicas": most,
         "numOfHosts": hosts,
         "rayStartParams": {},
-        "template": worker_template(target, image, env, mounts, serves=serves, secret_env=secret_env),
+        "template": worker_template(
+            target,
+            image,
+            env,
+            (*mounts, *model.mounts),
+            serves=serves,
+            private=model.private,
+            before=model.before,
+            pull_secrets=model.pull_secrets,
+        ),
     }
     cluster: KubeObject = {
         "rayVersion": RAY_VERSION,

@@ -12,7 +12,7 @@ import json
 from kaito_ray import names
 from kaito_ray.plan import TunePlan
 from kaito_ray.render.metadata import KubeObject, metadata
-from kaito_ray.render.pods import fetch_env, hub_token
+from kaito_ray.render.pods import fetch_env
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import tune_mounts
 from kaito_ray.settings import Settings
@@ -68,7 +68,8 @@ def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) ->
                 {**_ENV, **fetch_env(settings)},
                 tune_mounts(plan, name, claim),
                 groups=(plan.nodes, plan.nodes),
-                secret_env=hub_token(plan.hf_token_secret),
+                hub_secret=plan.hf_token_secret,
+                settings=settings,
             ),
         },
     }

@@ -7,7 +7,7 @@ from kaito_ray import names
 from kaito_ray.plan import ServePlan
 from kaito_ray.render.dumper import dump_yaml
 from kaito_ray.render.metadata import KubeObject, labels, metadata
-from kaito_ray.render.pods import fetch_env, hub_token
+from kaito_ray.render.pods import fetch_env
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import serve_mounts
 from kaito_ray.serve_config import serve_config, serve_env
@@ -37,7 +37,8 @@ def ray_service(plan: ServePlan, settings: Settings) -> KubeObject:
                 hosts=plan.nodes_per_replica,
                 autoscaler=plan.autoscaling is not None,
                 serves=True,
-                secret_env=hub_token(plan.hf_token_secret),
+                hub_secret=plan.hf_token_secret,
+                settings=settings,
             ),
         },
     }

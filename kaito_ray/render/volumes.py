@@ -5,7 +5,7 @@ Every difference in a pod template costs a second set of GPUs, so nothing here d
 live on a volume of their own: such a volume cannot be attached to a running pod.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,6 @@ def serve_mounts(plan: ServePlan) -> tuple[Mount, ...]:
     if plan.api_keys_secret:
         # Not optional: without the Secret the pod does not start, rather than serve without keys.
         mounts.append(_secret("api-keys", plan.api_keys_secret, API_KEYS_DIR))
-    if plan.local_weights_host_path:
-        path = plan.local_weights_host_path
-        mounts.append(Mount("weights", {"hostPath": {"path": path, "type": "Directory"}}, path))
     adapters = sorted(plan.volumes, key=lambda volume: str(volume["name"]))
     mounts += [Mount(_volume_name(volume["name"]), volume["source"], volume["mount"]) for volume in adapters]
     return tuple(mounts)
@@ -60,9 +57,9 @@ def tune_mounts(plan: TunePlan, job: str, claim: str | None) -> tuple[Mount, ...
     """What the worker pods of the RayJob called `job` need beside the cache; `claim` holds its checkpoints."""
     mounts = [Mount("arguments", {"configMap": {"name": job}}, names.TUNE_DIR)]
     if secrets := plan.input.get("imagePullSecrets"):
-        mounts.append(Mount("registry", _gathered(secrets), names.REGISTRY_AUTH_DIR))
+        mounts.append(Mount("registry", gathered(secrets), names.REGISTRY_AUTH_DIR))
     if secret := plan.output.get("imagePushSecret"):
-        mounts.append(Mount("push", _gathered([secret]), names.PUSH_AUTH_DIR))
+        mounts.append(Mount("push", gathered([secret]), names.PUSH_AUTH_DIR))
     if source := plan.input.get("volumeSource"):
         mounts.append(Mount("data", source, names.TUNE_DATA_DIR))
     if source := plan.output.get("volumeSource"):
@@ -80,7 +77,7 @@ def _secret(name: str, secret: str, path: str, *, optional: bool = False) -> Mou
     return Mount(name, {"secret": source | {"optional": True} if optional else source}, path)
 
 
-def _gathered(secrets: list[str]) -> KubeObject:
+def gathered(secrets: Iterable[str]) -> KubeObject:
     """Several registry Secrets in one folder, each as `<name>.json`."""
     return {
         "projected": {

@@ -1,62 +1,57 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's `--model` becomes, for each kind of source."""
 
-import gzip
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from archives import a_tar
-from fake_registry import FakeRegistry
 from kaito_ray.artifacts.cache import Cache
-from kaito_ray.artifacts.limits import Limits
-from kaito_ray.artifacts.source import Stager
-from kaito_ray.errors import CannotRun
+from kaito_ray.artifacts.reason import Reason
+from kaito_ray.errors import ArtifactRefused
+from model_folder import a_model
 from serve_apps.arguments import Model
 from serve_apps.model import model_location
-from web import serving
-
-LIMITS = Limits(bytes=2**20, entries=100, seconds=20)
 
 
-@pytest.fixture
-def stager(tmp_path: Path) -> Stager:
-    return Stager(Cache(tmp_path / "cache"), LIMITS)
+async def test_a_hub_id_is_left_to_vllm() -> None:
+    assert await model_location(Model(kind="hub", reference="org/model", revision="abc")) == "org/model"
 
 
-async def from_image(stager: Stager, *files: tuple[str, bytes]) -> str:
-    registry = FakeRegistry()
-    registry.add_image("1.0", gzip.compress(a_tar(*files)))
-    async with serving(registry.handle) as url:
-        image = f"{url.removeprefix('http://')}/team/model:1.0"
-        return await model_location(Model(kind="image", reference=image), stager)
+@pytest.mark.parametrize("inside", [".", "workspace/weights"])
+async def test_a_folder_wherever_its_maker_put_the_model(tmp_path: Path, inside: str) -> None:
+    home = a_model(tmp_path / inside)
+    found = await model_location(Model(kind="path", reference=str(tmp_path), architecture="Phi3ForCausalLM"))
+    assert Path(found) == home
 
 
-@pytest.mark.parametrize(
-    ("model", "location"),
-    [
-        ({"kind": "hub", "reference": "org/model", "revision": "abc"}, "org/model"),
-        ({"kind": "path", "reference": "/models/mine"}, "/models/mine"),
-    ],
-)
-async def test_what_vllm_finds_itself(stager: Stager, model: dict[str, Any], location: str) -> None:
-    assert await model_location(Model(**model), stager) == location
+async def test_a_folder_with_another_model(tmp_path: Path) -> None:
+    a_model(tmp_path)
+    with pytest.raises(
+        ArtifactRefused, match=r"says Phi3ForCausalLM, the model asked for is a LlamaForCausalLM"
+    ) as said:
+        await model_location(Model(kind="path", reference=str(tmp_path), architecture="LlamaForCausalLM"))
+    assert said.value.reason == Reason.WRONG_MODEL
 
 
-@pytest.mark.parametrize("folder", ["", "weights/", "workspace/weights/phi/"])
-async def test_an_image_wherever_its_maker_put_the_model(stager: Stager, folder: str) -> None:
-    location = Path(
-        await from_image(
-            stager,
-            ("etc/tool/config.json", b"{}"),
-            (f"{folder}config.json", b"{}"),
-            (f"{folder}model.safetensors", b"weights"),
-        )
-    )
-    assert (location / "model.safetensors").read_bytes() == b"weights"
+async def test_a_shard_that_is_gone(tmp_path: Path) -> None:
+    home = a_model(tmp_path, shards=3)
+    (home / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ArtifactRefused, match="00002-of-00003") as said:
+        await model_location(Model(kind="path", reference=str(tmp_path)))
+    assert said.value.reason == Reason.SHARD_MISSING
 
 
-async def test_an_image_without_a_model(stager: Stager) -> None:
-    with pytest.raises(CannotRun, match=r"team/model:1\.0 holds no model"):
-        await from_image(stager, ("etc/config.json", b"{}"))
+async def test_what_is_served_is_not_evicted(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", limit_bytes=2**20)
+
+    async def produce(work: Path) -> Path:
+        a_model(work / "tree")
+        return work / "tree"
+
+    with await cache.get("image-aa", produce) as entry:
+        (tmp_path / "link").symlink_to(entry.path)
+    await model_location(Model(kind="path", reference=str(tmp_path / "link")))
+    with pytest.raises(ArtifactRefused) as said:
+        await cache.make_room(2**20)
+    assert said.value.reason == Reason.DISK_TOO_SMALL
+    assert (tmp_path / "link" / "config.json").is_file()

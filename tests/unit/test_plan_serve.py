@@ -284,7 +284,7 @@ def test_annotations_of_kaito_are_honoured() -> None:
     assert made.load_balancer
     assert made.engine["performance-mode"] == "throughput"
     assert (made.source.kind, made.source.reference, made.local_weights_host_path) == ("path", folder, folder)
-    assert made.engine["load-format"] == "runai_streamer"
+    assert made.engine["safetensors-load-strategy"] == "prefetch"
     assert made.api_keys_secret == "keys"
     careless = a_plan(annotations={"kaito.sh/enablelb": "true"})
     assert not careless.load_balancer

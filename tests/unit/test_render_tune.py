@@ -149,11 +149,6 @@ def test_registry_secrets_lie_as_files_and_their_values_nowhere() -> None:
     assert "/etc/kaito-ray/push" not in mounted(TO_VOLUME)
 
 
-def test_the_hub_token_reaches_workers_by_reference() -> None:
-    env = {entry["name"]: entry for entry in worker(a_tune_plan(hf_token_secret="hub"))["containers"][0]["env"]}
-    assert env["HF_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "hub", "key": "HF_TOKEN", "optional": True}
-
-
 def test_gpus_are_free_once_the_job_has_succeeded() -> None:
     spec = by_kind(a_tune_plan())["RayJob"]["spec"]
     delays = {

@@ -22,7 +22,8 @@ def test_the_app_accepts_what_the_plan_writes() -> None:
     plan = a_serve_plan(adapters=(AdapterPlan("b", {"path": "/b"}), AdapterPlan("a", {"path": "/a"}, 0.5)))
     [application] = serve_config(plan)["applications"]
     arguments = Arguments.model_validate(application["args"])
-    assert arguments.model.reference == "microsoft/Phi-3-mini-4k-instruct"
+    assert arguments.model.reference == plan.source.folder
+    assert "microsoft/Phi-3-mini-4k-instruct" in arguments.model.names
     assert arguments.engine == {"dtype": "bfloat16", "enable-lora": True, "max-model-len": 4096}
     config = UserConfig.model_validate(deployment(plan)["user_config"])
     assert [adapter.name for adapter in config.adapters] == ["a", "b"]

@@ -70,12 +70,12 @@ def test_a_plain_workspace_needs_no_remark() -> None:
         (
             a_document(inference={"preset": PRESET | {"accessMode": "private"}}),
             "inference.preset.accessMode",
-            "modelAccessSecret",
+            "without presetOptions.image",
         ),
         (
-            a_document(inference={"preset": PRESET | {"presetOptions": {"image": "registry.example/model:1"}}}),
-            "inference.preset.presetOptions.image",
-            "deprecated",
+            a_document(inference={"preset": PRESET | {"presetOptions": {"imagePullSecrets": ["registry"]}}}),
+            "inference.preset.presetOptions.imagePullSecrets",
+            "no effect without presetOptions.image",
         ),
         (
             a_document(
