@@ -8,7 +8,7 @@ somebody else is left alone and reported.
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -45,8 +45,17 @@ class Applier:
         self._world = world
         self._repairs: dict[tuple[Kind, Key], deque[datetime]] = defaultdict(deque)
 
-    async def apply(self, owner: KubeObject, rendered: Sequence[KubeObject], now: datetime) -> Applied:
+    async def apply(
+        self,
+        owner: KubeObject,
+        rendered: Sequence[KubeObject],
+        now: datetime,
+        *,
+        keep: Collection[tuple[Kind, Key]] = (),
+    ) -> Applied:
         """Bring the children of `owner` to what was rendered, in its order; delete those no longer rendered.
+
+        What `keep` names is left as it is.
 
         Raises NameTaken before anything is written when a name is
         somebody else's, and NotReadyYet while an object of a former Workspace of that name is still being deleted.
@@ -69,7 +78,7 @@ class Applier:
             written.append(name)
             if live is not None and was_applied(document, live):
                 notices.append(Notice("Warning", "Repaired", f"{name} was changed by somebody else and was put back"))
-        await self._prune(owner, wanted)
+        await self._prune(owner, {*keep, *((kind_of(document), key_of(document)) for document in wanted)})
         return Applied(tuple(written), tuple(contested), tuple(notices))
 
     async def create_once(self, owner: KubeObject, document: KubeObject, *, anew: bool = False) -> bool:
@@ -90,8 +99,7 @@ class Applier:
             _require_ours(owner, live, _name(document))
         return live
 
-    async def _prune(self, owner: KubeObject, wanted: Sequence[KubeObject]) -> None:
-        keep = {(kind_of(document), key_of(document)) for document in wanted}
+    async def _prune(self, owner: KubeObject, keep: Collection[tuple[Kind, Key]]) -> None:
         for kind in RENDERED:
             for live in self._world.children(kind, key_of(owner)):
                 metadata = live["metadata"]

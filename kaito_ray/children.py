@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import assert_never
 
 from kaito_ray import names
+from kaito_ray.after_tuning import Next
 from kaito_ray.apply import Applied, Applier
 from kaito_ray.cluster import KubeObject, NotFound
 from kaito_ray.errors import NameTaken, NotReadyYet
@@ -25,7 +26,6 @@ from kaito_ray.render.objects import render
 from kaito_ray.render.rayjob import ray_job_name
 from kaito_ray.rollout import has_room, roll_out
 from kaito_ray.settings import Settings
-from kaito_ray.status import tuned_before
 from kaito_ray.world import World
 
 _TOKEN_BYTES = 32
@@ -39,20 +39,19 @@ class Children:
         self._world = world
         self._settings = settings
 
-    def job(self, plan: Plan | None) -> str:
-        """The name of the RayJob of a plan; empty when it does not tune."""
-        return ray_job_name(plan) if isinstance(plan, TunePlan) else ""
-
     async def apply(
-        self, workspace: KubeObject, plan: Plan, nodes: NodesObserved, missing: Sequence[str], now: datetime
+        self, workspace: KubeObject, step: Next, nodes: NodesObserved, missing: Sequence[str], now: datetime
     ) -> Applied:
         """Bring everything to what the plan says; until nodes are ready nothing is created, only kept current.
 
-        Raises NotReadyYet for what will pass or be made, UserError for what somebody must settle.
+        A job that has done its work stays, for whoever wants to look at it. Raises NotReadyYet for what will pass or
+        be made, UserError for what somebody must settle.
         """
+        plan = step.plan
+        keep = {(RAY_JOB, (plan.namespace, step.job))} if step.tuned else set()
+        if step.rests:
+            return await self._applier.apply(workspace, [], now, keep=keep)
         kind, name = self._main(plan)
-        if kind is RAY_JOB and tuned_before(workspace, name):
-            return Applied()
         self._require_kuberay(kind)
         live = self._world.child(kind, (plan.namespace, name))
         if live is None and not nodes.ready:
@@ -65,7 +64,7 @@ class Children:
         await self._ensure_token(workspace, plan)
         documents, notices = await self._documents(workspace, plan, live)
         try:
-            applied = await self._applier.apply(workspace, documents, now)
+            applied = await self._applier.apply(workspace, documents, now, keep=keep)
         except NotFound as error:
             # Seen before the watch has noticed that the CRD is gone.
             raise NotReadyYet(f"{kind.crd} cannot be written: {error}", reason="KubeRayMissing", delay_s=5) from None

@@ -22,6 +22,7 @@ WAITING = frozenset(
         ADAPTERS_PENDING,
         "WorkspaceTuningJobStatusPending",
         "workspacePending",
+        "NodesReleased",
         "workspaceResourceStatusNotReady",
         "NodeNotReady",
         "Recreating",
@@ -39,9 +40,9 @@ def resource_ready(observed: Observed) -> Verdict:
 def inference_ready(plan: Plan | None, observed: Observed) -> Verdict:
     """Every copy of the model answers, with the specification as it is now."""
     service = observed.ray_service
-    refused = _refused(observed)
-    if refused is not None:
-        return refused
+    stopped = refused(observed)
+    if stopped is not None:
+        return stopped
     if service is None:
         waits = "the nodes are not ready" if not observed.nodes.ready else "the RayService is being made"
         return Verdict(False, PENDING, waits)
@@ -53,37 +54,6 @@ def inference_ready(plan: Plan | None, observed: Observed) -> Verdict:
     if service.ready:
         return Verdict(True, "WorkspaceInferenceStatusSuccess", "the model is served")
     return _not_serving(service, observed)
-
-
-def job_started(observed: Observed, *, tuned_before: bool) -> Verdict:
-    """The tuning job runs, or has run."""
-    job = observed.ray_job
-    if tuned_before and job is None:
-        return Verdict(True, "WorkspaceTuningJobStatusStarted", "tuning is done")
-    refused = _refused(observed)
-    if refused is not None:
-        return refused
-    if job is None:
-        waits = "the nodes are not ready" if not observed.nodes.ready else "the RayJob is being made"
-        return Verdict(False, "WorkspaceTuningJobStatusPending", waits)
-    if job.over and not job.succeeded:
-        return Verdict(False, "WorkspaceTuningJobStatusFailed", _job_text(observed))
-    if job.job_status in {"RUNNING", "SUCCEEDED"} or job.succeeded:
-        return Verdict(True, "WorkspaceTuningJobStatusStarted", f"RayJob {job.name} is {job.job_status.lower()}")
-    trouble = next(_troubles(observed.pods), None)
-    if trouble is not None:
-        return Verdict(False, trouble.reason, trouble.message)
-    return Verdict(False, "WorkspaceTuningJobStatusPending", _job_text(observed))
-
-
-def tuning_succeeded(observed: Observed, *, tuned_before: bool) -> Verdict:
-    """The adapter was made. That cannot be undone: a job that was cleaned up after it succeeded has succeeded."""
-    job = observed.ray_job
-    if tuned_before or (job is not None and job.succeeded):
-        return Verdict(True, "workspaceSucceeded", "tuning is done")
-    if job is not None and job.over:
-        return Verdict(False, "workspaceFailed", _job_text(observed))
-    return Verdict(False, "workspacePending", "tuning is not done yet")
 
 
 def serving_succeeded(ready: Verdict) -> Verdict:
@@ -98,7 +68,7 @@ def workspace_ready(parts: tuple[Verdict, ...]) -> Verdict:
     return next((part for part in parts if not part.holds), Verdict(True, "WorkspaceReady", parts[-1].message))
 
 
-def _refused(observed: Observed) -> Verdict | None:
+def refused(observed: Observed) -> Verdict | None:
     """Something a person must settle stands in the way."""
     if observed.refusal is not None:
         return Verdict(False, observed.refusal.reason, str(observed.refusal))
@@ -112,7 +82,7 @@ def _trouble(plan: Plan | None, observed: Observed, service: RayServiceStatus) -
     """What is wrong with the pods that serve, or with those that are to serve when there are none yet."""
     active = service.active.cluster if service.active else ""
     pods = [pod for pod in observed.pods if not pod.deleting and (not active or pod.cluster == active)]
-    trouble = next(_troubles(pods), None)
+    trouble = next(troubles(pods), None)
     if trouble is not None or not service.ready:
         return trouble
     # A pod that carries the rest of an engine has no Serve proxy and is never ready.
@@ -126,7 +96,8 @@ def _trouble(plan: Plan | None, observed: Observed, service: RayServiceStatus) -
     return None
 
 
-def _troubles(pods: list[Pod] | tuple[Pod, ...]) -> Iterator[Trouble]:
+def troubles(pods: list[Pod] | tuple[Pod, ...]) -> Iterator[Trouble]:
+    """What is wrong with any of `pods`."""
     return (pod.trouble for pod in pods if pod.trouble is not None)
 
 
@@ -164,17 +135,3 @@ def _progress(service: RayServiceStatus, observed: Observed, applications: list[
         up = sum(pod.phase == "Running" for pod in observed.pods)
         return f"the Ray cluster is starting: {up} of {len(observed.pods)} pods run"
     return "KubeRay is making the Ray cluster"
-
-
-def _job_text(observed: Observed) -> str:
-    job = observed.ray_job
-    if job is None:
-        return "there is no RayJob"
-    if job.message or job.reason:
-        return f"RayJob {job.name}: {job.reason}{': ' if job.reason and job.message else ''}{job.message}"
-    for cluster in observed.ray_clusters:
-        if cluster.failure:
-            return f"RayCluster {cluster.name}: {cluster.failure}"
-    if job.failed:
-        return f"RayJob {job.name} is tried again after {job.failed} failed attempts"
-    return f"RayJob {job.name} is {job.deployment_status or 'being started'}"

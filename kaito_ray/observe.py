@@ -24,8 +24,8 @@ from kaito_ray.kuberay import (
 from kaito_ray.nodes.provisioner import NodesObserved
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod
-from kaito_ray.tuning_event import Progress
 from kaito_ray.replica_watch import NOTHING, Heard, Question
+from kaito_ray.tuning_event import Progress
 from kaito_ray.world import World
 
 
@@ -47,7 +47,7 @@ class Observed:
     heard: Heard = NOTHING
     applied: Applied = field(default_factory=Applied)
     refusal: KaitoRayError | None = None
-    progress: Progress = Progress()
+    progress: Progress = field(default_factory=Progress)
     """What the job said of itself (tuning_watch.py)."""
     result_due: bool = False
     """The job succeeded, and what it says of its result is still to be read."""

@@ -40,7 +40,7 @@ class Reporter:
         """Write what is new; the seconds after which another pass is wanted, None for never."""
         before: dict[str, Any] = workspace.get("status") or {}
         after = document_of(status)
-        delays = [observed.nodes.requeue_after_s, _delay_s(observed)]
+        delays = [observed.nodes.requeue_after_s, observed.look_again_s, _delay_s(observed)]
         if before != after:
             wait_s = self._wait_s(key_of(workspace), before, after, now)
             if wait_s > 0:

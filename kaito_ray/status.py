@@ -14,17 +14,17 @@ from kaito_ray.adapter_status import adapter_statuses, adapters_ready, loaded_co
 from kaito_ray.conditions import (
     WAITING,
     inference_ready,
-    job_started,
     resource_ready,
     serving_succeeded,
-    tuning_succeeded,
     workspace_ready,
 )
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
-from kaito_ray.plan import Plan
+from kaito_ray.plan import Plan, TunePlan
+from kaito_ray.tuning_conditions import job_started, tuned_is_served, tuning_succeeded
+from kaito_ray.tuning_status import output_status, tuned_before, tuning_status
 from kaito_ray.verdict import Verdict
-from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, Status, TimelineEntry
+from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status, TimelineEntry
 
 NODES_READY, IMAGE_PULLED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
     "NodesReady",
@@ -54,6 +54,8 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
         endpoint=_endpoint(workspace, verdicts, observed),
         adapters=adapters,
         adapters_loaded=loaded_count(adapters),
+        tuning=tuning_status(observed.progress, observed.ray_job, previous.get("tuning") or {}),
+        output=_output(previous, plan, observed, verdicts),
         node_pool=NodePoolStatus.model_validate(observed.nodes.node_pool) if observed.nodes.node_pool else None,
         timeline=_timeline(workspace, observed, verdicts, ready=ready, now=now),
     )
@@ -79,14 +81,6 @@ def transitions(before: Mapping[str, Any], after: Status) -> Iterator[Notice]:
         yield Notice("Normal" if one.status == "True" else "Warning", one.reason, one.message)
 
 
-def tuned_before(workspace: KubeObject, job: str) -> bool:
-    """Whether the job of that name is known to have succeeded, whatever became of it since."""
-    return any(
-        entry.get("stage") == TUNED and entry.get("message") == job
-        for entry in _before(workspace).get("timeline") or ()
-    )
-
-
 def timestamp(moment: datetime) -> str:
     """A time as Kubernetes writes it."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -105,23 +99,27 @@ def _verdicts(
     workspace: KubeObject, plan: Plan | None, observed: Observed, adapters: Sequence[AdapterStatus]
 ) -> dict[str, Verdict]:
     resources = resource_ready(observed)
+    # The base model serves whatever its adapters do, so the whole does not wait for them.
+    loaded = {"AdaptersReady": adapters_ready(adapters, observed.heard.silence)} if adapters else {}
     if "tuning" in workspace:
         done = tuned_before(workspace, observed.job)
         started = job_started(observed, tuned_before=done)
-        succeeded = tuning_succeeded(observed, tuned_before=done)
+        succeeded = tuning_succeeded(observed, started, tuned_before=done)
+        served = tuned_is_served(plan, observed)
         return {
             "ResourceReady": resources,
             "JobStarted": started,
             "WorkspaceSucceeded": succeeded,
-            "WorkspaceReady": workspace_ready((resources, started, succeeded)),
+            "InferenceReady": served,
+            **loaded,
+            "WorkspaceReady": workspace_ready((resources, succeeded, served)),
         }
     inference = inference_ready(plan, observed)
     whole = workspace_ready((resources, inference))
     return {
         "ResourceReady": resources,
         "InferenceReady": inference,
-        # The base model serves whatever its adapters do, so the whole does not wait for them.
-        **({"AdaptersReady": adapters_ready(adapters, observed.heard.silence)} if adapters else {}),
+        **loaded,
         "WorkspaceSucceeded": serving_succeeded(whole),
         "WorkspaceReady": whole,
     }
@@ -132,6 +130,15 @@ def _adapters(previous: Mapping[str, Any], plan: Plan | None, observed: Observed
     if plan is None:
         return tuple(AdapterStatus.model_validate(one) for one in previous.get("adapters") or ())
     return adapter_statuses(plan, observed.heard.reports)
+
+
+def _output(
+    previous: Mapping[str, Any], plan: Plan | None, observed: Observed, verdicts: Mapping[str, Verdict]
+) -> OutputStatus | None:
+    """What tuning made last, which is still there while it tunes again."""
+    if isinstance(plan, TunePlan) and not observed.rests and verdicts["WorkspaceSucceeded"].holds:
+        return output_status(observed.progress, plan, observed.job)
+    return OutputStatus.model_validate(previous["output"]) if "output" in previous else None
 
 
 def _condition(kind: str, verdict: Verdict, workspace: KubeObject, now: datetime) -> Condition:
@@ -212,7 +219,9 @@ def _created(workspace: KubeObject, now: datetime) -> datetime:
 
 
 def _essence(status: Mapping[str, Any]) -> dict[str, Any]:
-    rest = {key: value for key, value in status.items() if key not in {"conditions", "timeline"}}
+    rest = {key: value for key, value in status.items() if key not in {"conditions", "timeline", "tuning"}}
+    tuning = status.get("tuning") or {}
+    rest["tuning"] = {key: tuning.get(key) for key in ("job", "state", "attempt")}
     conditions = status.get("conditions") or ()
     rest["conditions"] = {
         one["type"]: (one["status"], one["reason"], one.get("observedGeneration")) for one in conditions

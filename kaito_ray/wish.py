@@ -11,7 +11,8 @@ from kaito_ray.errors import NotReadyYet, UserError
 from kaito_ray.informer import Key
 from kaito_ray.kinds import CONFIG_MAP, SECRET, Kind
 from kaito_ray.nodes.candidate import size_in_use
-from kaito_ray.plan import Plan, plan
+from kaito_ray.plan import Plan, ServePlan, TunePlan, plan
+from kaito_ray.plan_served import plan_served_after_tuning
 from kaito_ray.preset import Catalogue, Preset
 from kaito_ray.references import Reference, references
 from kaito_ray.settings import Settings
@@ -52,6 +53,14 @@ class Planner:
         sku = on if isinstance(on, Sku) else self._size(on or size_in_use(workspace))
         known = facts or self.catalogue.get(preset.name)
         return plan(workspace, known, sku, self.settings, config=config, sizes=self.sizes)
+
+    def plan_served(
+        self, workspace: Workspace, tuned: TunePlan, on: str | Sku, facts: Preset | None, digest: str
+    ) -> ServePlan:
+        """The plan that serves what was tuned, on the size it was tuned on; `digest` is of what was pushed."""
+        known = facts or self.catalogue.get(tuned.model)
+        sku = on if isinstance(on, Sku) else self._size(tuned.instance_type)
+        return plan_served_after_tuning(workspace, tuned, known, sku, self.settings, sizes=self.sizes, digest=digest)
 
     def _size(self, name: str) -> Sku | None:
         return self.sizes.get(name) if name else None

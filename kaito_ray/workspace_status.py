@@ -67,6 +67,8 @@ class AdapterStatus(_Part):
 class TuningStatus(_Part):
     """How far tuning is."""
 
+    job: str = Field("", description="Name of the RayJob.")
+    state: str = Field("", description="Preparing, Training, Waiting, Retrying, Succeeded or Failed.")
     step: int | None = Field(None, description="Steps done.")
     total_steps: int | None = Field(None, description="Steps to do.")
     epoch: float | None = Field(None, description="Epochs done.")
@@ -78,15 +80,19 @@ class TuningStatus(_Part):
     gpu_memory_gib: float | None = Field(None, description="Most memory that one GPU held so far, in GiB.")
     rows: int | None = Field(None, description="Rows of the data set.")
     attempt: int | None = Field(None, description="Which attempt this is, counting from 1.")
-    message: str = Field("", description="What is being waited for, or what the data is; empty while steps are done.")
+    resumed_from: int | None = Field(None, description="Step of the checkpoint that this attempt began with.")
+    message: str = Field(
+        "", description="What is waited for, what went wrong, or what the data is; empty while steps are done."
+    )
     updated: Annotated[str, Field(json_schema_extra={"format": "date-time"})] | None = Field(
         None, description="When this was reported."
     )
 
 
 class OutputStatus(_Part):
-    """What tuning made."""
+    """What tuning made last."""
 
+    job: str = Field("", description="Name of the RayJob that made it.")
     image: str = Field("", description="The image that was pushed.")
     digest: str = Field("", description="Digest of the image, or of the adapter's files.")
     path: str = Field("", description="Where it lies on the volume.")
