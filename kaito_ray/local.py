@@ -48,7 +48,7 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
     plan = workspace.plan
     stages.say("plan", f"{plan.model} in {plan.dtype} on this machine, context {plan.max_model_len}")
     with stages.stage("model") as stage:
-        stage.note(workspace.fetch_model(stage.note))
+        stage.note(workspace.fetch_model(stages, stage.note, settings.allow_private_urls))
     with stages.stage("ray") as stage:
         ray = _start_ray(workspace)
         _arm_signals()
@@ -90,6 +90,7 @@ def _config(workspace: LocalWorkspace, ray: "LocalRay", port: int) -> dict[str, 
         port=port,
         api_keys_dir=workspace.write_api_keys(ray.folder),
         registry_auth_dir=workspace.write_logins(ray.folder),
+        model_folder=workspace.model_folder,
     )
     config["http_options"]["host"] = "127.0.0.1"
     return config

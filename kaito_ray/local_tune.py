@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from kaito_ray.errors import CannotRun
+from kaito_ray.local_model import local_model_folder
 from kaito_ray.plan import TunePlan
 from kaito_ray.render.rayjob import ray_job_name
 from kaito_ray.source_rules import placeholders
@@ -92,7 +93,8 @@ def _folders(plan: TunePlan, logins: str) -> TuneFolders:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotRun(f"the folder {output} for the adapter cannot be made: {error.strerror}") from None
-    return TuneFolders(data=data, output=output, cache=str(cache), pull_auth=logins, push_auth=logins)
+    model = local_model_folder(plan.source) or ""
+    return TuneFolders(data=data, output=output, cache=str(cache), pull_auth=logins, push_auth=logins, model=model)
 
 
 def _host_path(place: Mapping[str, Any], field: str) -> str:

@@ -4,13 +4,15 @@
 Used by local.py at the start and each time the file is saved.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, cast
 
+from kaito_ray import names
 from kaito_ray.errors import CannotRun
 from kaito_ray.hub import find_preset
+from kaito_ray.local_model import fetch_image, local_model_folder
 from kaito_ray.manifest import Manifest, read_manifest
 from kaito_ray.plan import ServePlan, TunePlan, plan
 from kaito_ray.plan_served import plan_served_after_tuning
@@ -18,6 +20,7 @@ from kaito_ray.preset import Preset, load_catalogue
 from kaito_ray.references import DOCKER_CONFIG_KEY
 from kaito_ray.settings import Settings
 from kaito_ray.sku import local_size
+from kaito_ray.stages import Stages
 from kaito_ray.workspace import Workspace
 
 HUB_TOKEN_KEY = "HF_TOKEN"  # noqa: S105 the name of a key, as KAITO has it
@@ -71,7 +74,12 @@ class LocalWorkspace:
             (logins / f"{name}.json").write_text(config)
         return str(logins)
 
-    def fetch_model(self, note: Callable[[str], None]) -> str:
+    @property
+    def model_folder(self) -> str | None:
+        """Where the engine finds a model that comes as an image; it has any other from where the plan says."""
+        return local_model_folder(self.plan.source)
+
+    def fetch_model(self, stages: Stages, note: Callable[[str], None], allowed: Collection[str]) -> str:
         """Have the weights on this machine; what was done, in words."""
         source = self.plan.source
         if source.kind == "builtin":
@@ -83,6 +91,12 @@ class LocalWorkspace:
             from kaito_ray.local_download import download
 
             return download(source.reference, source.revision, token=self.hub_token)
+        if source.kind == "image":
+            return fetch_image(source, self.logins, stages, note, allowed)
+        if source.volume is not None and source.volume.kind == "claim":
+            raise CannotRun(
+                f"annotation {names.ANNOTATION_MODEL_CLAIM} names a claim, which a cluster has and this machine has not"
+            )
         return source.reference
 
 

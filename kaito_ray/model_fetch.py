@@ -13,16 +13,18 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict
 
 from kaito_ray.artifacts.cache import Cache
+from kaito_ray.artifacts.credential import Login
 from kaito_ray.artifacts.limits import GIB, human_bytes
 from kaito_ray.artifacts.model import FetchedModel, fetch_model, model_stager
 from kaito_ray.artifacts.progress import Progress
+from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.source import Source
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 from kaito_ray.names import MODEL_AUTH_DIR, MODELS_DIR, PORT_METRICS
@@ -75,11 +77,25 @@ class DownloadGauges:
             yield GaugeMetricFamily(f"kaito_model_download_{name}", text, value=value)
 
 
-async def fetch_into(wish: Wish, progress: Progress, *, allowed: tuple[str, ...], token: str | None) -> FetchedModel:
-    """Have the model under `wish.link`; raises ArtifactRefused and ArtifactUnavailable."""
-    limit = wish.limit_gib * GIB if wish.limit_gib is not None else None
+async def fetch_into(
+    wish: Wish,
+    progress: Progress,
+    *,
+    allowed: Collection[str] = (),
+    token: str | None = None,
+    more_logins: Callable[[Reference], Sequence[Login]] | None = None,
+) -> FetchedModel:
+    """Have the model under `wish.link`; raises ArtifactRefused and ArtifactUnavailable.
+
+    `allowed` are private addresses that may be asked, `token` is the hub's.
+    """
     stager = model_stager(
-        Cache(wish.root, limit), allowed=allowed, auth_dir=wish.auth_dir, hub_token=token, progress=progress
+        Cache(wish.root, wish.limit_gib * GIB if wish.limit_gib is not None else None),
+        allowed=allowed,
+        auth_dir=wish.auth_dir,
+        more_logins=more_logins,
+        hub_token=token,
+        progress=progress,
     )
     model = await fetch_model(stager, wish.source, names=wish.names, architecture=wish.architecture)
     await asyncio.to_thread(_point, wish.root / wish.link, model.path)

@@ -10,7 +10,7 @@ through source.py into the node's cache, under the same caps and checks as adapt
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -18,9 +18,11 @@ from typing import Self
 from aiohttp.abc import AbstractResolver
 
 from kaito_ray.artifacts.cache import Cache, Entry
+from kaito_ray.artifacts.credential import Login
 from kaito_ray.artifacts.limits import MODEL, Limits
 from kaito_ray.artifacts.model_files import check_model, choose_files, find_model, is_wanted
 from kaito_ray.artifacts.progress import Progress
+from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.source import Source, Stager
 
 
@@ -54,6 +56,7 @@ def model_stager(
     limits: Limits = MODEL,
     allowed: Collection[str] = (),
     auth_dir: Path | None = None,
+    more_logins: Callable[[Reference], Sequence[Login]] | None = None,
     hub_token: str | None = None,
     hub_endpoint: str | None = None,
     resolver: AbstractResolver | None = None,
@@ -65,6 +68,7 @@ def model_stager(
         limits,
         allowed=allowed,
         auth_dir=auth_dir,
+        more_logins=more_logins,
         wanted=is_wanted,
         choose=choose_files,
         hub_token=hub_token,

@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -26,7 +26,7 @@ from pydantic.alias_generators import to_camel
 
 from kaito_ray.artifacts.archive import Wanted, archive_kind, below, everything, unpack
 from kaito_ray.artifacts.cache import Cache, Entry
-from kaito_ray.artifacts.credential import logins_for, read_logins
+from kaito_ray.artifacts.credential import Login, logins_for, read_logins
 from kaito_ray.artifacts.hub import Choose, fetch_files, find_files
 from kaito_ray.artifacts.layer import Unpacked
 from kaito_ray.artifacts.limits import Limits
@@ -109,7 +109,8 @@ class Stager:
 
     `folder` is the folder of images that is wanted (`data`; empty takes everything), `files` the names that are
     wanted from volumes and the hub. `wanted` and `choose` say the same by judgement of names: every file of an image,
-    and the whole list of a repository. `auth_dir` holds Docker configurations, `<name of the Secret>.json` each.
+    and the whole list of a repository. `auth_dir` holds Docker configurations, `<name of the Secret>.json` each;
+    `more_logins` knows others, which are tried after those.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Stager:
         *,
         allowed: Collection[str] = (),
         auth_dir: Path | None = None,
+        more_logins: Callable[[Reference], Sequence[Login]] | None = None,
         folder: str = "",
         files: Collection[str] = (),
         hub_token: str | None = None,
@@ -132,6 +134,7 @@ class Stager:
         self.limits = limits
         self._allowed = tuple(allowed)
         self._auth_dir = auth_dir
+        self._more_logins = more_logins
         self._files = frozenset(files)
         self._hub_token = hub_token
         self._hub_endpoint = hub_endpoint
@@ -171,6 +174,8 @@ class Stager:
             reference = reference.at(source.digest)
         configs = read_logins(self._auth_dir, source.image_pull_secrets or None) if self._auth_dir else []
         logins = logins_for(reference.host, reference.repository, configs)
+        if self._more_logins is not None:
+            logins += self._more_logins(reference)
         return Registry(reference, self.limits, logins=logins, allowed=self._allowed, resolver=self._resolver)
 
     async def _image(self, source: Source) -> Staged:
