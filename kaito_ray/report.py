@@ -50,6 +50,8 @@ class Reporter:
                 if _became_ready(before, after):
                     self._celebrate(workspace, now)
                     delays.append(0.0)
+                if _digests(before) != _digests(after):
+                    delays.append(0.0)  # to pin them (adapter_status.py)
         for notice in (*observed.nodes.notices, *observed.applied.notices, *transitions(before, status)):
             await self._post(workspace, notice, now)
         return min((delay for delay in delays if delay is not None), default=None)
@@ -130,6 +132,10 @@ def _delay_s(observed: Observed) -> float | None:
 
 def _became_ready(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return _is_ready(after) and not _is_ready(before)
+
+
+def _digests(status: dict[str, Any]) -> dict[str, str]:
+    return {one["name"]: one.get("digest", "") for one in status.get("adapters") or ()}
 
 
 def _is_ready(status: dict[str, Any]) -> bool:

@@ -61,6 +61,12 @@ class RayServices:
             self._serving[namespace, name] = serving
         self._queue.add((namespace, name))
 
+    def submitted(self, service: Object) -> tuple[str, float] | None:
+        """The Serve config that a service's active cluster was given, and when."""
+        active = ((service.get("status") or {}).get("activeServiceStatus") or {}).get("rayClusterName", "")
+        known = self._submitted.get((service["metadata"]["namespace"], active))
+        return (known.config, known.at) if known else None
+
     def _on_change(self, table: str, change: Change) -> None:
         metadata = change.entry.object["metadata"]
         namespace = metadata.get("namespace", "")

@@ -184,6 +184,13 @@ class TestCluster:
         services = self.simulate().services
         self.call(lambda: services.set_serving(namespace, name, serving))
 
+    def set_adapter(
+        self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
+    ) -> None:
+        """What a replica (by default all) says of an adapter, such as `state="Failed"`; nothing given ends it."""
+        replicas = self.simulate().replicas
+        self.call(lambda: replicas.set_adapter(namespace, service, adapter, replica, said or None))
+
     def set_running(self, namespace: str, name: str, running: Running) -> None:
         """How a RayJob goes."""
         jobs = self.simulate().jobs

@@ -4,6 +4,7 @@
 Made in the server's loop; what tests steer is on TestCluster.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster.api import Api
@@ -14,6 +15,7 @@ from cluster.pod_simulator import Pods
 from cluster.ray_cluster_simulator import RayClusters
 from cluster.ray_job_simulator import RayJobs
 from cluster.ray_service_simulator import RayServices
+from cluster.replica_simulator import Replicas
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,13 @@ class Simulation:
         self.clusters = RayClusters(kuberay)
         self.services = RayServices(kuberay, deploy_s=pace.deploy_s, deletion_delay_s=pace.deletion_delay_s)
         self.jobs = RayJobs(kuberay)
+        self.replicas = Replicas(Inside(api, "ray"), self.services.submitted)
+        api.subresources.simulated = self._answer
+
+    def _answer(self, namespace: str, service: str, path: str, query: Mapping[str, str]) -> bytes | None:
+        """What runs behind a Service says."""
+        answer = self.replicas.answer(namespace, service, path, query)
+        return self.jobs.answer(namespace, service, path, query) if answer is None else answer
 
     def stop(self) -> None:
         """Stop acting."""

@@ -2,6 +2,7 @@
 """Subresources that are not status: pod logs, binding and eviction, scale, service account tokens, service proxies."""
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -21,7 +22,10 @@ HANDLED = {"log", "binding", "eviction", "scale", "token", "proxy"}
 
 
 class Subresources:
-    """`logs` holds the text by (namespace, pod, container, previous), `backends` the URLs of Services."""
+    """`logs` holds the text by (namespace, pod, container, previous), `backends` the URLs of Services.
+
+    `simulated` answers for Services that have none, from namespace, name, path and query.
+    """
 
     def __init__(self, store: Store, verbs: Verbs, deletion: Deletion) -> None:
         self._store = store
@@ -29,6 +33,7 @@ class Subresources:
         self._deletion = deletion
         self.logs: dict[tuple[str, str, str, bool], str] = {}
         self.backends: dict[tuple[str, str], str] = {}
+        self.simulated: Callable[[str, str, str, Mapping[str, str]], bytes | None] = lambda *_: None
 
     async def answer(self, request: Request, call: Call, rest: str, body: Any) -> Response:
         """Answer a request for one of the HANDLED subresources."""
@@ -160,6 +165,8 @@ class Subresources:
         if self._store.get("services", call.namespace, service) is None:
             raise failure.not_found(call.resource, service)
         base = self.backends.get((call.namespace, service))
+        if base is None and (simulated := self.simulated(call.namespace, service, rest, request.query)) is not None:
+            return Response(200, simulated, "application/json")
         if base is None:
             raise Failure("ServiceUnavailable", f'no endpoints available for service "{call.name}"')
         # The real one keeps these to itself as well.

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters of a Workspace from an edit to `status.adapters`, with the operator as a process and a test cluster."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster.client import Client
+from cluster.server import TestCluster
+from operator_rig import Operator, running_operator
+from workspace_rig import (
+    RAY,
+    a_serving,
+    condition,
+    get,
+    kubectl,
+    quiet_writes,
+    simulated_cluster,
+    wait_for,
+    wait_until_ready,
+)
+
+pytestmark = pytest.mark.timeout(120)
+
+Object = dict[str, Any]
+TWO_GPUS = "Standard_NC48ads_A100_v4"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+    with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    with running_operator(cluster.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
+
+
+@pytest.fixture
+def client(cluster: TestCluster, operator: Operator) -> Client:
+    assert operator.running
+    return cluster.client
+
+
+def an_image(name: str, tag: str = "1") -> Object:
+    return {"source": {"name": name, "image": f"registry.example.com/{name}:{tag}"}}
+
+
+def two_replicas(cluster: TestCluster, client: Client, name: str, *adapters: Object) -> Object:
+    """A Workspace with a copy of the model on each of two GPUs, that is Ready."""
+    cluster.add_node(f"gpu-{name}", gpus=2, labels={"apps": name}, instance_type=TWO_GPUS)
+    workspace = a_serving(name, name, inference={"adapters": list(adapters)})
+    workspace["resource"]["instanceType"] = TWO_GPUS
+    client.create(workspace)
+    return wait_until_ready(client, name)
+
+
+def adapters(client: Client, name: str) -> dict[str, Object]:
+    return {one["name"]: one for one in get(client, name)["status"].get("adapters", ())}
+
+
+def wanted(client: Client, name: str) -> list[Object]:
+    """What the replicas are told."""
+    service = client.get(RAY, "RayService", name, "default")
+    (deployment,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]
+    found: list[Object] = deployment["user_config"]["adapters"]
+    return found
+
+
+def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, client: Client) -> None:
+    workspace = two_replicas(cluster, client, "edited")
+    assert condition(workspace, "AdaptersReady") == {}
+    before = client.get(RAY, "RayService", "edited", "default")
+    client.patch(workspace, {"inference": {"adapters": [an_image("sql"), an_image("law")]}})
+    workspace = wait_for(client, "edited", "AdaptersReady")
+    assert condition(workspace, "AdaptersReady")["message"] == "2 adapters are loaded on 2 replicas"
+    sql = adapters(client, "edited")["sql"]
+    assert sql == {
+        "name": "sql",
+        "source": "registry.example.com/sql:1",
+        "digest": sql["digest"],
+        "strength": "1",
+        "rank": 16,
+        "sizeBytes": 1 << 20,
+        "loaded": 2,
+        "replicas": 2,
+        "state": "Loaded",
+        "loadedAt": "2026-01-01T00:00:00+00:00",
+    }
+    after = client.get(RAY, "RayService", "edited", "default")
+    assert {**after["spec"], "serveConfigV2": ""} == {**before["spec"], "serveConfigV2": ""}
+    columns, row = kubectl(cluster.kubeconfig, "get", "workspace", "edited", "-o", "wide").splitlines()
+    assert row[columns.index("ADAPTERS") :].split() == ["2/2"]
+    # The last one that goes takes the condition along.
+    client.patch(get(client, "edited"), {"inference": {"adapters": []}})
+    client.wait(lambda: get(client, "edited"), lambda one: condition(one, "AdaptersReady") == {})
+    assert "adapters" not in get(client, "edited")["status"]
+
+
+def test_only_all_replicas_together_are_ready(cluster: TestCluster, client: Client) -> None:
+    cluster.set_adapter("default", "partly", "sql", replica=1, state="Failed", reason="RankTooHigh",
+                        error="its rank is 128, the maximum is 64")  # fmt: skip
+    two_replicas(cluster, client, "partly", an_image("sql"), an_image("law"))
+    workspace = wait_for(client, "partly", "AdaptersReady", "False", reason="RankTooHigh")
+    text = "adapter sql: its rank is 128, the maximum is 64 (1 of 2 replicas)"
+    assert condition(workspace, "AdaptersReady")["message"] == text
+    assert condition(workspace, "WorkspaceReady")["status"] == "True"  # the base and the others answer
+    client.wait(lambda: get(client, "partly")["status"]["adaptersLoaded"], lambda count: count == "1/2")
+    found = adapters(client, "partly")
+    assert (found["sql"]["state"], found["sql"]["loaded"], found["law"]["state"]) == ("Failed", 1, "Loaded")
+    cluster.set_adapter("default", "partly", "sql")
+    client.patch(get(client, "partly"), {"inference": {"adapters": [an_image("sql", "2"), an_image("law")]}})
+    wait_for(client, "partly", "AdaptersReady")
+
+
+def test_a_slow_one_is_pending(cluster: TestCluster, client: Client) -> None:
+    cluster.set_adapter("default", "slow", "sql", replica=0, state="Loading", digest="")
+    two_replicas(cluster, client, "slow", an_image("sql"))
+    workspace = wait_for(client, "slow", "AdaptersReady", "False", reason="AdaptersPending")
+    client.wait(
+        lambda: condition(get(client, "slow"), "AdaptersReady")["message"],
+        lambda text: text == "adapter sql: loaded on 1 of 2 replicas",
+    )
+    cluster.set_adapter("default", "slow", "sql")
+    workspace = wait_for(client, "slow", "AdaptersReady")
+    assert workspace["status"]["adaptersLoaded"] == "1/1"
+
+
+def test_a_tag_stays_what_it_was(cluster: TestCluster, client: Client) -> None:
+    two_replicas(cluster, client, "pinned", an_image("sql"))
+    wait_for(client, "pinned", "AdaptersReady")
+    digest = adapters(client, "pinned")["sql"]["digest"]
+    client.wait(lambda: wanted(client, "pinned"), lambda found: found[0]["source"].get("digest") == digest)
+    # A copy that starts later and finds another image behind the tag is told which one is meant.
+    assert adapters(client, "pinned")["sql"]["state"] == "Loaded"
+    assert condition(get(client, "pinned"), "AdaptersReady")["status"] == "True"
+    # Another tag is looked up anew.
+    client.patch(get(client, "pinned"), {"inference": {"adapters": [an_image("sql", "2")]}})
+    client.wait(lambda: adapters(client, "pinned")["sql"].get("digest"), lambda found: found not in (None, digest))
+
+
+def test_replicas_that_found_different_images_are_brought_together(cluster: TestCluster, client: Client) -> None:
+    cluster.set_adapter("default", "differ", "sql", replica=1, digest="sha256:other")
+    two_replicas(cluster, client, "differ", an_image("sql"))
+    workspace = wait_for(client, "differ", "AdaptersReady", "False", reason="AdaptersPending")
+    client.wait(lambda: wanted(client, "differ")[0]["source"].get("digest"), bool)
+    cluster.set_adapter("default", "differ", "sql")
+    workspace = wait_for(client, "differ", "AdaptersReady")
+    assert workspace["status"]["adapters"][0]["digest"] == wanted(client, "differ")[0]["source"]["digest"]
+
+
+def test_once_loaded_nobody_asks_or_writes(cluster: TestCluster, client: Client) -> None:
+    two_replicas(cluster, client, "quiet", an_image("sql"))
+    wait_for(client, "quiet", "AdaptersReady")
+    time.sleep(1)  # the digest is pinned and the disruption budget made
+    asked = cluster.simulate().replicas.asked
+    count = asked["default", "quiet"]
+    assert quiet_writes(cluster) == []
+    assert asked["default", "quiet"] == count
+    # A pod that comes back is reason to ask.
+    pod = next(one for one in client.list("v1", "Pod", "default", labelSelector="kaito.sh/workspace=quiet")
+               if one["metadata"]["labels"]["ray.io/node-type"] == "worker")  # fmt: skip
+    client.delete(pod)
+    client.wait(lambda: asked["default", "quiet"], lambda now: now > count)
+    wait_until_ready(client, "quiet")
