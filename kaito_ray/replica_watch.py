@@ -130,9 +130,9 @@ class ReplicaWatch:
 
 def _wait_s(question: Question, heard: Heard, before_s: float) -> float:
     """How long what was heard will do."""
+    said = [report.adapter(one) for report in heard.reports for one in question.plan.adapters]
+    loading = any(one is None or one.state == "Loading" for one in said)
     states = {one.state for one in adapter_statuses(question.plan, heard.reports)}
-    if not heard.silence and states <= {LOADED}:
-        return _SETTLED_S
-    if not heard.silence and states <= {LOADED, FAILED}:
-        return _FAILED_S
-    return min(_PENDING_MAX_S, max(_PENDING_MIN_S, 1.5 * before_s))
+    if heard.silence or loading or not states <= {LOADED, FAILED}:
+        return min(_PENDING_MAX_S, max(_PENDING_MIN_S, 1.5 * before_s))
+    return _FAILED_S if FAILED in states else _SETTLED_S

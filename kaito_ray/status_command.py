@@ -12,6 +12,7 @@ from typing import Any
 
 from kubernetes.aio.config import ConfigException
 from rich.console import Group, RenderableType
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
@@ -118,12 +119,27 @@ def _parts(seen: Overview) -> Iterator[RenderableType]:
         yield Text("objects    " + ", ".join(f"{kind} {name}" for kind, name in seen.made))
     yield _table("Conditions", ("type", "status", "reason", "message"), status.get("conditions") or ())
     yield _table("Timeline", ("stage", "time", "seconds"), status.get("timeline") or ())
-    yield _table("Adapters", ("name", "state", "rank", "strength", "source", "error"), status.get("adapters") or ())
+    yield _table(
+        "Adapters",
+        ("name", "state", "on", "strength", "rank", "size", "digest", "source", "error"),
+        [_adapter(one) for one in status.get("adapters") or ()],
+    )
     yield _table(
         "Pods",
         ("name", "phase", "ready", "restarts", "node", "problem"),
         [{**asdict(pod), "problem": pod.trouble.message if pod.trouble else ""} for pod in seen.pods],
     )
+
+
+def _adapter(adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """With the replicas that have it of those there are, and what would fill the line cut short."""
+    size = adapter.get("sizeBytes")
+    return {
+        **adapter,
+        "on": f"{adapter['loaded']}/{adapter['replicas']}" if adapter.get("replicas") else "",
+        "size": decimal(size) if size else "",
+        "digest": adapter.get("digest", "").removeprefix("sha256:")[:12],
+    }
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Any) -> RenderableType:

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adapters of a Workspace from an edit to `status.adapters`, with the operator as a process and a test cluster."""
 
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,6 +76,20 @@ def wanted(client: Client, name: str) -> list[Object]:
     return found
 
 
+def status_lines(cluster: TestCluster, name: str) -> dict[str, list[str]]:
+    """What `kaito-ray status` prints in lines of a table, by their first word."""
+    shown = subprocess.run(
+        [str(Path(sys.executable).parent / "kaito-ray"), "status", name],
+        env={"KUBECONFIG": str(cluster.kubeconfig), "PATH": "/usr/bin:/bin", "COLUMNS": "250"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    rows = (re.split(r"\s{2,}", line.strip()) for line in shown.stdout.splitlines() if line.strip())
+    return {row[0]: row for row in rows}
+
+
 def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, client: Client) -> None:
     workspace = two_replicas(cluster, client, "edited")
     assert condition(workspace, "AdaptersReady") == {}
@@ -110,9 +128,15 @@ def test_only_all_replicas_together_are_ready(cluster: TestCluster, client: Clie
     text = "adapter sql: its rank is 128, the maximum is 64 (1 of 2 replicas)"
     assert condition(workspace, "AdaptersReady")["message"] == text
     assert condition(workspace, "WorkspaceReady")["status"] == "True"  # the base and the others answer
-    client.wait(lambda: get(client, "partly")["status"]["adaptersLoaded"], lambda count: count == "1/2")
-    found = adapters(client, "partly")
-    assert (found["sql"]["state"], found["sql"]["loaded"], found["law"]["state"]) == ("Failed", 1, "Loaded")
+    client.wait(
+        lambda: {name: (one["state"], one["loaded"]) for name, one in adapters(client, "partly").items()},
+        lambda found: found == {"sql": ("Failed", 1), "law": ("Loaded", 2)},
+    )
+    assert get(client, "partly")["status"]["adaptersLoaded"] == "1/2"
+    rows = status_lines(cluster, "partly")
+    assert rows["law"][:4] == ["law", "Loaded", "2/2", "1"]
+    assert rows["sql"][:4] == ["sql", "Failed", "1/2", "1"]
+    assert rows["sql"][-1].endswith("its rank is 128, the maximum is 64 (1 of 2 replicas)")
     cluster.set_adapter("default", "partly", "sql")
     client.patch(get(client, "partly"), {"inference": {"adapters": [an_image("sql", "2"), an_image("law")]}})
     wait_for(client, "partly", "AdaptersReady")
