@@ -196,6 +196,8 @@ class TunePlan(Target):
     output: Mapping[str, Json] = field(default_factory=dict)
     config: str | None = None
     hf_token_secret: str | None = None
+    config_digest: str = ""
+    """Stands for what the ConfigMap asks for; empty when it asks for nothing."""
 
 
 Plan = ServePlan | TunePlan

@@ -83,6 +83,7 @@ def plan_tune(
         input=_source(tuning.input),
         output=_destination(tuning.output),
         config=tuning.config or None,
+        config_digest=config.digest,
         hf_token_secret=tuning.preset.preset_options.model_access_secret or None,
     )
     return _with_serving(plan, workspace, preset, sku, settings)

@@ -19,9 +19,7 @@ from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.errors import ClusterUnavailable, KaitoRayError, LeaseLost, NotReadyYet
 from kaito_ray.finalizer import add_finalizer, release
 from kaito_ray.informer import Key, key_of
-from kaito_ray.kinds import SERVICE
 from kaito_ray.model_facts import ModelFacts
-from kaito_ray.names import service_name
 from kaito_ray.nodes.byo_size import size_of_nodes
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.observe import observe
@@ -31,7 +29,7 @@ from kaito_ray.sku import Sku
 from kaito_ray.status import derive_status
 from kaito_ray.tuned_adapters import with_tuned_adapters
 from kaito_ray.tuning_watch import TuningWatch
-from kaito_ray.wish import Planner, named_objects, observe_config, observe_missing
+from kaito_ray.wish import Planner, named_objects, observe_config, observe_missing, watched_objects
 from kaito_ray.workspace import Workspace, parse_workspace
 from kaito_ray.world import World
 
@@ -93,11 +91,9 @@ class Reconciler:
             workspace = parse_workspace(document, allow_private_urls=self._planner.settings.allow_private_urls)
         except KaitoRayError as error:
             return Wish(error=error)
-        named = named_objects(workspace)
-        service = (SERVICE, service_name(key[1]))
-        self._world.refer(key, [service, *((kind, reference.name) for kind, reference in named)])
+        self._world.refer(key, watched_objects(workspace))
         self._world.select_nodes(key, workspace.resource.label_selector.match_labels)
-        wish = Wish(workspace, missing=await observe_missing(self._world, key, named))
+        wish = Wish(workspace, missing=await observe_missing(self._world, key, named_objects(workspace)))
         try:
             facts = await self._facts.observe(document, workspace)
             config = await observe_config(self._world, key, workspace)

@@ -50,8 +50,8 @@ class Reporter:
                 if _became_ready(before, after):
                     self._celebrate(workspace, now)
                     delays.append(0.0)
-                if _digests(before) != _digests(after):
-                    delays.append(0.0)  # to pin them (adapter_status.py)
+                if _made(before) != _made(after):
+                    delays.append(0.0)  # the next plan depends on it (adapter_status.py, after_tuning.py)
         for notice in (*observed.nodes.notices, *observed.applied.notices, *transitions(before, status)):
             await self._post(workspace, notice, now)
         return min((delay for delay in delays if delay is not None), default=None)
@@ -134,8 +134,9 @@ def _became_ready(before: dict[str, Any], after: dict[str, Any]) -> bool:
     return _is_ready(after) and not _is_ready(before)
 
 
-def _digests(status: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one.get("digest", "") for one in status.get("adapters") or ()}
+def _made(status: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """The digests of adapters, and what was tuned."""
+    return {one["name"]: one.get("digest", "") for one in status.get("adapters") or ()}, status.get("output")
 
 
 def _is_ready(status: dict[str, Any]) -> bool:

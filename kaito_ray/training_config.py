@@ -13,6 +13,8 @@ Called by plan_tune.py, which fills in what is left open. Unknown options are re
 names are translated with a warning, and so is said what has no effect (training_rules.py). Pure.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -82,6 +84,13 @@ class TrainingConfig:
     training: Mapping[str, Any] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """The same for files that ask for the same, however they are written; empty when nothing is asked for."""
+        asked = [self.model, self.quantization, self.lora, self.training, self.data]
+        text = json.dumps(asked, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest() if any(asked) else ""
 
 
 def parse_training_config(data: Mapping[str, str] | None, method: str) -> TrainingConfig:

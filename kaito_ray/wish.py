@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from kaito_ray.errors import NotReadyYet, UserError
 from kaito_ray.informer import Key
-from kaito_ray.kinds import CONFIG_MAP, SECRET, Kind
+from kaito_ray.kinds import CONFIG_MAP, SECRET, SERVICE, WORKSPACE, Kind
+from kaito_ray.names import service_name
 from kaito_ray.nodes.candidate import size_in_use
 from kaito_ray.plan import Plan, ServePlan, TunePlan, plan
 from kaito_ray.plan_served import plan_served_after_tuning
@@ -64,6 +65,12 @@ class Planner:
 
     def _size(self, name: str) -> Sku | None:
         return self.sizes.get(name) if name else None
+
+
+def watched_objects(workspace: Workspace) -> list[tuple[Kind, str]]:
+    """Kinds and names of what decides about a Workspace, beside what is made for it."""
+    named = [(_KINDS.get(one.kind, WORKSPACE), one.name) for one in references(workspace)]
+    return [(SERVICE, service_name(workspace.metadata.name)), *named]
 
 
 def named_objects(workspace: Workspace) -> list[tuple[Kind, Reference]]:

@@ -77,6 +77,7 @@ class World:
         if known is not None and version_of(known) >= version_of(document):
             return False
         self._workspaces[key] = _slim(WORKSPACE, document)
+        self._wake_referrers(WORKSPACE, key)
         return True
 
     def refresh_workspace(self, document: KubeObject) -> None:
@@ -86,7 +87,8 @@ class World:
 
     def drop_workspace(self, key: Key) -> None:
         """Forget a Workspace that is gone."""
-        self._workspaces.pop(key, None)
+        if self._workspaces.pop(key, None):
+            self._wake_referrers(WORKSPACE, key)
         self.select_nodes(key, {})
         self.refer(key, ())
         self.replicas.forget(key)
@@ -163,7 +165,7 @@ class World:
             self._selectors[selector].add(workspace)
 
     def refer(self, workspace: Key, references: Iterable[tuple[Kind, str]]) -> None:
-        """Wake the Workspace when one of these ConfigMaps or Secrets of its namespace changes."""
+        """Wake the Workspace when one of these objects of its namespace changes."""
         wanted = frozenset((kind, (workspace[0], name)) for kind, name in references)
         before = self._references_of.pop(workspace, frozenset())
         if wanted:

@@ -2,8 +2,8 @@
 """A TunePlan in, the RayJob out. Called by objects.py.
 
 A RayJob runs once: KubeRay ignores later changes of its spec. So its name carries a digest of what the user asked for
-(model, method, data, destination, configuration), and a changed wish is another object, while a newer kaito-ray with
-other defaults leaves a finished job alone.
+(model, method, data, destination, what the ConfigMap says), and a changed wish is another object, while a newer
+kaito-ray with other defaults leaves a finished job alone.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from kaito_ray.settings import Settings
 
 _RETRIES = 2
 _START_TIMEOUT_S = 3600
-_KEEP_FAILED_S = 1800
+_KEEP_S, _KEEP_FAILED_S = 300, 1800
 _ENV = {
     # Ray's own print wrapper doubles every line.
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -31,7 +31,7 @@ _ENV = {
 
 def ray_job_name(plan: TunePlan) -> str:
     """The same for the same wish of the same Workspace object."""
-    wish = [plan.uid, plan.model, plan.method, plan.input, plan.output, plan.config]
+    wish = [plan.uid, plan.model, plan.method, plan.input, plan.output, plan.config_digest or None]
     text = json.dumps(wish, sort_keys=True, default=dict)
     return names.job_name(plan.name, hashlib.sha256(text.encode()).hexdigest()[:8])
 
@@ -54,8 +54,9 @@ def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) ->
             "preRunningDeadlineSeconds": _START_TIMEOUT_S,
             "deletionStrategy": {
                 "deletionRules": [
-                    # GPUs are free at once for serving what was tuned; a failed cluster stays for its logs.
-                    {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": 0}},
+                    # The operator deletes the cluster as soon as it has read the result from its log, and this does
+                    # when nobody comes; a failed cluster stays for its logs.
+                    {"policy": "DeleteCluster", "condition": {"jobStatus": "SUCCEEDED", "ttlSeconds": _KEEP_S}},
                     {
                         "policy": "DeleteCluster",
                         "condition": {"jobDeploymentStatus": "Failed", "ttlSeconds": _KEEP_FAILED_S},

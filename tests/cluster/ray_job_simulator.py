@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """KubeRay's RayJob controller, simulated: a cluster, the job on it, retries, suspension and the clean-up after.
 
-Transitions follow ray-operator/controllers/ray/rayjob_controller.go of v1.7.0. How a job ends is a test's to say
-(`Running`); submitter pods are made in K8sJobMode only.
+Transitions follow ray-operator/controllers/ray/rayjob_controller.go of v1.7.0. How a job ends and what it writes is a
+test's to say (`Running`); submitter pods are made in K8sJobMode only. The dashboard of a job's cluster answers for the
+end of its log, as Ray 2.60 does.
 """
 
 import asyncio
@@ -20,6 +21,8 @@ from cluster.store import Change, Key
 
 JOBS = "rayjobs.ray.io"
 FINALIZER = "ray.io/rayjob-finalizer"
+_LINES_OF_A_FAILURE = 10
+_LAST_LOGS = "last available logs (truncated to 20,000 chars):\n"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 
@@ -27,13 +30,15 @@ _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 class Running:
     """How a Ray job goes: it runs for `run_s` (for ever when None) and ends with `status` and `message`.
 
-    `failures` attempts fail before that, each on a cluster of its own as `backoffLimit` allows.
+    `failures` attempts fail before that, each on a cluster of its own as `backoffLimit` allows. `log` is what its
+    driver wrote so far; a job that fails has the end of it in its message.
     """
 
     run_s: float | None = 0.05
     status: str = "SUCCEEDED"
     message: str = ""
     failures: int = 0
+    log: str = ""
 
 
 class RayJobs:
@@ -55,6 +60,24 @@ class RayJobs:
         self._running[namespace, name] = running
         for job in self._inside.select(JOBS, namespace):
             self._queue.add((namespace, job["metadata"]["name"]))
+
+    def answer(self, namespace: str, service: str, path: str, query: Mapping[str, str]) -> bytes | None:
+        """What the dashboard behind a head's Service says; None where there is no job or it knows nothing of it."""
+        cluster = self._inside.get(CLUSTERS, namespace, service.removesuffix("-head-svc"))
+        labels = cluster["metadata"].get("labels") or {} if cluster is not None else {}
+        name = labels.get("ray.io/originated-from-cr-name", "")
+        job = self._inside.get(JOBS, namespace, name) if labels.get("ray.io/originated-from-crd") == "RayJob" else None
+        status = (job or {}).get("status") or {}
+        submitted = status.get("jobStatus") in ("RUNNING", *_ENDED) and query.get("submission_id") == status.get(
+            "jobId"
+        )
+        # Without a node Ray's validation fails, although it finds the node by the job.
+        if path != "api/v0/logs/file" or not submitted or not (query.get("node_id") or query.get("node_ip")):
+            return None
+        return "\n".join(self._script((namespace, name)).log.splitlines()[-int(query["lines"]) :]).encode()
+
+    def _script(self, key: Key) -> Running:
+        return self._running.get(key) or self._running.get((key[0], "")) or Running()
 
     def _on_change(self, table: str, change: Change) -> None:
         metadata = change.entry.object["metadata"]
@@ -86,8 +109,10 @@ class RayJobs:
             )
             return None
         match state:
-            case "" | "Retrying":
+            case "":
                 return await self._initialize(job)
+            case "Retrying":
+                return await self._retry(job)
             case "Initializing":
                 return await self._submit(job)
             case "Running":
@@ -122,6 +147,19 @@ class RayJobs:
         )
         return None
 
+    async def _retry(self, job: Object) -> float | None:
+        """Forget the attempt that failed, once its cluster is gone."""
+        status = job["status"]
+        name = status.get("rayClusterName")
+        cluster = self._inside.get(CLUSTERS, job["metadata"]["namespace"], name) if name else None
+        if cluster is not None:
+            if "deletionTimestamp" not in cluster["metadata"]:
+                await self._inside.delete(CLUSTERS, cluster)
+            return 0.05
+        forgotten = dict.fromkeys(("jobStatus", "rayClusterName", "dashboardURL", "jobId", "message", "reason"), "")
+        await self._write(job, {**forgotten, "jobDeploymentStatus": "", "rayJobInfo": {}, "rayClusterStatus": {}})
+        return None
+
     async def _submit(self, job: Object) -> float | None:
         if job["spec"].get("suspend"):
             return await self._suspend(job)
@@ -143,7 +181,7 @@ class RayJobs:
             return await self._suspend(job)
         status = job["status"]
         cluster = self._cluster(job)
-        running = self._running.get(key) or self._running.get((key[0], "")) or Running()
+        running = self._script(key)
         if status.get("jobStatus") != "RUNNING":
             self._started[key, status["rayClusterName"]] = asyncio.get_running_loop().time()
             await self._write(job, {"jobStatus": "RUNNING", "message": "Job is currently running.",
@@ -157,9 +195,12 @@ class RayJobs:
         left = since + running.run_s - asyncio.get_running_loop().time()
         if left > 0.001:
             return left
-        if (status.get("failed") or 0) < running.failures:
-            return await self._end(job, "FAILED", running.message or "the driver exited with code 1")
-        return await self._end(job, running.status, running.message)
+        ended = "FAILED" if (status.get("failed") or 0) < running.failures else running.status
+        message = running.message
+        if ended == "FAILED" and not message:
+            last = "\n".join(running.log.splitlines()[-_LINES_OF_A_FAILURE:])
+            message = f"Job entrypoint command failed with exit code 1, {_LAST_LOGS}{last}"
+        return await self._end(job, ended, message)
 
     async def _end(self, job: Object, ended: str, message: str) -> float | None:
         status, spec = job["status"], job["spec"]
@@ -173,15 +214,11 @@ class RayJobs:
             "failed": failed,
             "succeeded": (status.get("succeeded") or 0) + (ended == "SUCCEEDED"),
         }
-        if ended == "FAILED" and failed <= (spec.get("backoffLimit") or 0):
-            cluster = self._cluster(job)
-            if cluster is not None:
-                await self._inside.delete(CLUSTERS, cluster)
-            outcome["jobDeploymentStatus"] = "Retrying"
-        else:
-            outcome["jobDeploymentStatus"] = "Failed" if ended == "FAILED" else "Complete"
-            if ended == "FAILED":
-                outcome["reason"] = "AppFailed"
+        outcome["jobDeploymentStatus"] = "Failed" if ended == "FAILED" else "Complete"
+        if ended == "FAILED":
+            outcome["reason"] = "AppFailed"
+            if failed <= (spec.get("backoffLimit") or 0):
+                outcome["jobDeploymentStatus"] = "Retrying"
         await self._write(job, outcome)
         return None
 

@@ -79,7 +79,7 @@ def test_the_job_reads_its_arguments_from_a_file() -> None:
         {"method": "lora"},
         {"input": {"urls": ["https://example.com/other.parquet"]}},
         {"output": {"image": "registry.example.com/adapters/phi-3:0.0.2", "imagePushSecret": "registry-push"}},
-        {"config": "other"},
+        {"config_digest": "what-the-configmap-says"},
         {"uid": "another-object-of-the-same-name"},
     ],
 )
@@ -149,14 +149,15 @@ def test_registry_secrets_lie_as_files_and_their_values_nowhere() -> None:
     assert "/etc/kaito-ray/push" not in mounted(TO_VOLUME)
 
 
-def test_gpus_are_free_once_the_job_has_succeeded() -> None:
+def test_gpus_are_free_soon_after_the_job_ended() -> None:
     spec = by_kind(a_tune_plan())["RayJob"]["spec"]
     delays = {
         condition.get("jobStatus", condition.get("jobDeploymentStatus")): (rule["policy"], condition["ttlSeconds"])
         for rule in spec["deletionStrategy"]["deletionRules"]
         for condition in [rule["condition"]]
     }
-    assert delays["SUCCEEDED"] == ("DeleteCluster", 0)
+    assert delays["SUCCEEDED"][0] == "DeleteCluster"
+    assert delays["SUCCEEDED"][1] <= 300
     assert delays["Failed"][0] == "DeleteCluster"
     assert delays["Failed"][1] >= 600
 

@@ -30,7 +30,7 @@ app.kubernetes.io/component: operator
   verbs: [list, watch, create, patch, delete]
 - apiGroups: [ray.io]
   resources: [rayclusters]
-  verbs: [list, watch]
+  verbs: [list, watch, delete]
 - apiGroups: [""]
   resources: [pods, services]
   verbs: [list, watch]
