@@ -5,6 +5,7 @@
     root/work/<key>/     what is being fetched; kept when a try breaks off, so that the next one continues
     root/locks/<key>     held exclusively by the one process that makes the entry
     root/notes/<key>     what is known about a source, such as the ETag its content came with
+    root/marks/<key>     there while the entry may not have reached the disk (durable.py)
     root/uses/<key>      held shared by whoever uses the entry; its time is the time of last use
 
 Several pods of a node may share the folder. All locks are flock(2): the kernel drops them with their owner, so a
@@ -25,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
+from kaito_ray.artifacts.durable import Marks
 from kaito_ray.artifacts.limits import human_bytes
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
@@ -65,6 +67,7 @@ class Cache:
         self.limit_bytes = limit_bytes
         for name in ("entries", "work", "locks", "notes", "uses", "trash"):
             (root / name).mkdir(parents=True, exist_ok=True)
+        self._marks = Marks(root / "marks")
 
     async def get(self, key: str, produce: Produce) -> Entry:
         """The entry of that key, made by `produce` when nobody has made it yet.
@@ -164,12 +167,17 @@ class Cache:
         if not path.exists():
             os.close(use)
             return None
+        if self._marks.is_lost(key):
+            os.close(use)
+            self._evict(key)
+            return None
+        self._marks.settle(key, path)
         os.utime(use, ns=(now := time.time_ns(), now))  # finer than the kernel's own stamp
         return Entry(path, use)
 
     def _publish(self, key: str, made: Path, work: Path) -> Entry:
         target = self.root / "entries" / key
-        _sync(made)
+        self._marks.put(key, made)
         size = tree_size(made)
         (self.root / "uses" / key).write_text(str(size))
         try:
@@ -220,6 +228,7 @@ class Cache:
             gone = self.root / "trash" / uuid.uuid4().hex
             with contextlib.suppress(FileNotFoundError):
                 (self.root / "entries" / key).rename(gone)
+                self._marks.remove(key)
         finally:
             os.close(use)
         _remove(gone)
@@ -271,17 +280,6 @@ def _try_lock(handle: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync(path: Path) -> None:
-    """Put the bytes on the disk before the name: a node that loses power must not keep an entry of zeros."""
-    for file in path.rglob("*") if path.is_dir() else (path,):
-        if file.is_file():
-            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fdatasync(handle)
-            finally:
-                os.close(handle)
 
 
 def _remove(path: Path) -> None:

@@ -79,10 +79,9 @@ class Part:
 
     def write(self, chunks: list[bytes]) -> None:
         """Append, and say plainly when the disk is full."""
-        assert self._file is not None  # noqa: S101
         try:
             for chunk in chunks:
-                self._file.write(chunk)
+                self._store(chunk)
                 self._hash.update(chunk)
                 self.size += len(chunk)
         except OSError as error:
@@ -94,10 +93,18 @@ class Part:
                 ) from None
             raise
 
+    def _store(self, chunk: bytes) -> None:
+        assert self._file is not None  # noqa: S101
+        self._file.write(chunk)
+
     def close(self) -> None:
         """Close the file, keep it and its validator."""
         if self._file is not None:
             self._file.close()
+
+    def discard(self) -> None:
+        """Throw the bytes away."""
+        self.path.unlink(missing_ok=True)
 
     @property
     def sha256(self) -> str:
@@ -107,7 +114,7 @@ class Part:
 
 async def download(
     ask: Ask,
-    target: Path,
+    target: Path | Part,
     limits: Limits,
     *,
     what: str,
@@ -116,12 +123,12 @@ async def download(
     progress: Progress | None = None,
     reserve: Reserve = no_reserve,
 ) -> Downloaded:
-    """Fetch the whole body into `target`, over as many tries as `limits` permits.
+    """Fetch the whole body into `target`, a file or what makes one of it, over as many tries as `limits` permits.
 
     `size` is the size announced elsewhere, such as in a manifest. An `immutable` source may be continued without
     asking whether it changed. `progress` counts the bytes, `reserve` is told how many are still to come.
     """
-    part = Part(target)
+    part = Part(target) if isinstance(target, Path) else target
     progress = progress or Progress()
     opening = asyncio.create_task(asyncio.to_thread(part.open))
     try:

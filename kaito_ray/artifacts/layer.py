@@ -74,6 +74,11 @@ class Layer:
                 file.write(chunk)
         self._unpacked.files.add(name)
 
+    def adopt(self, name: str, path: Path) -> None:
+        """Give a file that is there already its name; whatever has that name goes."""
+        self._place(name).hardlink_to(path)
+        self._unpacked.files.add(name)
+
     def link(self, name: str, target: str) -> None:
         """Remember the link; it becomes a second name of its file once every file is there."""
         self._place(name)

@@ -79,6 +79,16 @@ class Descriptor(_Model):
         return "" if self.media_type in _LAYERS and title.endswith(_ARCHIVE_TITLES) else title
 
     @property
+    def only_file(self) -> str:
+        """The one file of a layer that is nothing else, plain or as a tar; empty where the manifest does not say."""
+        return self.file_name or self.annotations.get(FILE_PATH, "")
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether the media type says so."""
+        return self.media_type.endswith(("gzip", "zstd"))
+
+    @property
     def is_archive(self) -> bool:
         """Whether this layer is a tar in one of the compressions we unpack."""
         known = self.media_type in _LAYERS or _MODEL_TAR.fullmatch(self.media_type) is not None

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kaito_ray.artifacts.archive import Wanted, everything, unpack
-from kaito_ray.artifacts.download import Reserve, download, no_reserve
-from kaito_ray.artifacts.layer import Unpacked, safe_name, shown, unsafe
+from kaito_ray.artifacts.download import Part, Reserve, download, no_reserve
+from kaito_ray.artifacts.layer import Layer, Unpacked, safe_name, shown, unsafe
 from kaito_ray.artifacts.limits import human_bytes
 from kaito_ray.artifacts.manifest import Descriptor, Index, Manifest
+from kaito_ray.artifacts.member import MIN_SIZE, MemberPart
 from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.registry import Registry
@@ -65,7 +66,7 @@ async def pull_image(
     `wanted` deciding, or one plain file under its title, as oras pushes them; `titled` decides on those.
     """
     limits = registry.limits
-    layers = [layer for layer in image.manifest.layers if not layer.file_name or titled(layer.file_name)]
+    layers = [layer for layer in image.manifest.layers if not layer.only_file or titled(layer.only_file)]
     for layer in layers:
         if not (layer.is_archive or layer.file_name):
             raise ArtifactRefused(
@@ -78,8 +79,8 @@ async def pull_image(
             f"{registry.reference}: has {human_bytes(size)}, at most {human_bytes(limits.bytes)} are allowed",
             reason=Reason.TOO_LARGE,
         )
-    # An archive is on the disk twice for a moment, packed and unpacked.
-    await reserve(sum(layer.size * (2 if layer.is_archive else 1) for layer in layers))
+    # An archive of several files is on the disk twice for a moment, packed and unpacked.
+    await reserve(sum(layer.size * (1 if layer.only_file else 2) for layer in layers))
     if progress:
         progress.expect(size)
     blobs, tree = work / "blobs", work / "tree"
@@ -87,15 +88,15 @@ async def pull_image(
     unpacked = Unpacked(limits)
     turn = asyncio.Semaphore(limits.parallel)
 
-    async def fetch(layer: Descriptor) -> Path:
+    async def fetch(layer: Descriptor) -> Part:
         async with turn:
             return await _fetch_blob(registry, layer, blobs, progress)
 
     fetches = {layer.digest: asyncio.create_task(fetch(layer)) for layer in layers}
     try:
         for layer in layers:
-            blob = await fetches[layer.digest]
-            await asyncio.to_thread(_place, layer, blob, tree, unpacked, wanted)
+            part = await fetches[layer.digest]
+            await asyncio.to_thread(_place, layer, part, tree, unpacked, wanted)
     except ArtifactRefused as error:
         raise await _explained(error, registry, image) from None
     finally:
@@ -105,12 +106,14 @@ async def pull_image(
     return tree
 
 
-async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, progress: Progress | None) -> Path:
+async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, progress: Progress | None) -> Part:
     what = f"{registry.reference}: layer {layer.digest[:19]}"
     target = blobs / layer.digest.partition(":")[2]
+    plain = layer.is_archive and not layer.is_compressed and layer.size >= MIN_SIZE
+    part = MemberPart(target, layer.size) if plain else Part(target)
     got = await download(
         registry.blob(layer.digest),
-        target,
+        part,
         replace(registry.limits, bytes=layer.size),
         what=what,
         size=layer.size,
@@ -118,12 +121,12 @@ async def _fetch_blob(registry: Registry, layer: Descriptor, blobs: Path, progre
         progress=progress,
     )
     if f"sha256:{got.sha256}" != layer.digest:
-        await asyncio.to_thread(target.unlink)
+        await asyncio.to_thread(part.discard)
         raise ArtifactRefused(
             f"{what}: its {got.size} bytes have the digest sha256:{got.sha256[:12]}..., not what was pushed",
             reason=Reason.DIGEST_MISMATCH,
         )
-    return target
+    return part
 
 
 async def _explained(error: ArtifactRefused, registry: Registry, image: Image) -> ArtifactRefused | ArtifactUnavailable:
@@ -138,8 +141,15 @@ async def _explained(error: ArtifactRefused, registry: Registry, image: Image) -
     return error
 
 
-def _place(layer: Descriptor, blob: Path, tree: Path, unpacked: Unpacked, wanted: Wanted) -> None:
+def _place(layer: Descriptor, part: Part, tree: Path, unpacked: Unpacked, wanted: Wanted) -> None:
+    if isinstance(part, MemberPart) and part.name is not None:
+        unpacked.count_entry()
+        unpacked.count_bytes(layer.size)
+        if wanted(part.name):
+            Layer(tree, unpacked).adopt(part.name, part.path)
+        return
     if layer.is_archive:
+        blob = part.as_layer() if isinstance(part, MemberPart) else part.path
         unpack(blob, tree, unpacked, wanted=wanted)
         return
     unpacked.count_entry()
@@ -149,7 +159,7 @@ def _place(layer: Descriptor, blob: Path, tree: Path, unpacked: Unpacked, wanted
     if not name or target.exists():
         raise unsafe(f"two layers have the title {shown(name)}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.hardlink_to(blob)
+    target.hardlink_to(part.path)
 
 
 def _fresh(blobs: Path, tree: Path) -> None:

@@ -198,3 +198,13 @@ async def test_notes(tmp_path: Path) -> None:
     cache.write_note("url-1", {"etag": '"1"'})
     cache.write_note("url-1", {"etag": '"2"'})
     assert Cache(tmp_path).note("url-1") == {"etag": '"2"'}
+
+
+async def test_an_entry_that_had_not_reached_the_disk_when_the_machine_stopped(tmp_path: Path) -> None:
+    cache, made = Cache(tmp_path), list[str]()
+    (await cache.get("key", a_file(3, made))).release()
+    (tmp_path / "marks/key").write_text("the boot before this one")
+    assert await cache.find("key") is None
+    (await cache.get("key", a_file(3, made))).release()
+    assert len(made) == 2
+    assert await cache.find("key") is not None
