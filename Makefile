@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint generate bench-serving bench-plan bench-operator clean
+.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-plan bench-operator clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ generate: setup ## write manifests/crds and the golden files anew
 
 bench-serving: setup ## our server against vLLM's own, side by side
 	$(BIN)/python tests/bench/serving.py $(ARGS)
+
+bench-adapters: setup ## what adapters cost: until they answer, for others, per token
+	$(BIN)/python tests/bench/adapters.py $(ARGS)
 
 bench-plan: setup ## every model on every size, in one process
 	$(BIN)/python tests/bench/plan.py $(ARGS)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What adapters cost: until one answers on every replica, for others while they come and go, and per token.
 
-    python tests/bench/adapters.py [--replicas 2] [--swaps 100] [--seconds 4] [--rounds 4]
+    python tests/bench/adapters.py [--replicas 2] [--swaps 100] [--seconds 4] [--rounds 4] [--only loading ...]
 
 Real Ray Serve, real vLLM and the real registry (docker-registry) on this machine, all on the same cores as the client,
 so compare within one run: ratios are medians over pairs of neighbouring rounds.
@@ -48,6 +48,7 @@ from waiting import until  # noqa: E402
 PATH = "/v1/completions"
 TOKENS = 16
 CONCURRENCY = 16
+PARTS = ("loading", "swaps", "throughput", "enabled")
 _MB = 1_000_000
 _WAIT_S = 120.0
 
@@ -315,6 +316,7 @@ def main() -> None:
     parser.add_argument("--swaps", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of one round")
     parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="the parts to run")
     parser.add_argument("--serve-plain", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve_plain:
@@ -335,10 +337,14 @@ def main() -> None:
         with serving(folder / "one", options.replicas, [on_volume("first", folders[0])], {}) as rig:
             first_answers(rig, rig.replica_urls(), lambda: None, ["first"])
             restart_s = time.perf_counter() - started
-            console.print(asyncio.run(bench_loading(rig, folder, restart_s)))
-            console.print(bench_swaps(rig, folders, options.swaps, options.seconds))
-            console.print(bench_throughput(rig, folders, options.seconds, options.rounds))
-            console.print(bench_enabled(rig, folder / "two", options.seconds, options.rounds))
+            if "loading" in options.only:
+                console.print(asyncio.run(bench_loading(rig, folder, restart_s)))
+            if "swaps" in options.only:
+                console.print(bench_swaps(rig, folders, options.swaps, options.seconds))
+            if "throughput" in options.only:
+                console.print(bench_throughput(rig, folders, options.seconds, options.rounds))
+            if "enabled" in options.only:
+                console.print(bench_enabled(rig, folder / "two", options.seconds, options.rounds))
 
 
 if __name__ == "__main__":
