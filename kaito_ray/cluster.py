@@ -32,7 +32,8 @@ _MERGE = "application/merge-patch+json"
 _METADATA = "application/json;as=PartialObjectMetadata{list};g=meta.k8s.io;v=v1,application/json"
 _READ_TIMEOUT_S = 30.0
 _WRITE_TIMEOUT_S = 15.0
-_PAGE = 500
+# Whole objects are parsed page by page: a RayService takes 70 KB then, with its record of who owns which field.
+_PAGE, _PAGE_OF_METADATA = 100, 500
 # A server closes a watch after this long; bookmarks come every minute, so a longer silence is a dead connection.
 _WATCH_S = 290
 _SILENCE_S = 75.0
@@ -114,15 +115,24 @@ class Cluster:
     ) -> tuple[list[KubeObject], str]:
         """All objects and the version at which they were read; raises NotFound when the kind is not served."""
         items: list[KubeObject] = []
-        query = {"limit": str(_PAGE), "labelSelector": labels}
-        while True:
-            page = await self._request(
-                "GET", kind, kind.path(namespace), query=query, accept=_accept(metadata_only, "List")
-            )
+        pages = [page async for page in self.pages(kind, namespace, labels=labels, metadata_only=metadata_only)]
+        for page in pages:
             items += page["items"]
+        return items, pages[-1]["metadata"]["resourceVersion"]
+
+    async def pages(
+        self, kind: Kind, namespace: str | None = None, *, labels: str = "", metadata_only: bool = False
+    ) -> AsyncIterator[KubeObject]:
+        """The same as `{"items", "metadata"}` objects, for lists that are too long to be held whole."""
+        limit = _PAGE_OF_METADATA if metadata_only else _PAGE
+        query = {"limit": str(limit), "labelSelector": labels}
+        accept = _accept(metadata_only, "List")
+        while True:
+            page: KubeObject = await self._request("GET", kind, kind.path(namespace), query=query, accept=accept)
+            yield page
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
-                return items, page["metadata"]["resourceVersion"]
+                return
 
     async def watch(
         self,

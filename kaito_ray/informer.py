@@ -118,13 +118,17 @@ class Informer(Generic[T]):
                 backoff_s = min(2 * backoff_s, _BACKOFF_MAX_S)
 
     async def _list(self) -> str:
-        documents, version = await self._cluster.list(
+        found: set[Key] = set()
+        version = ""
+        async for page in self._cluster.pages(
             self.kind, self._namespace, labels=self._labels, metadata_only=self._metadata_only
-        )
-        for key in self._values.keys() - {key_of(document) for document in documents}:
+        ):
+            version = page["metadata"]["resourceVersion"]
+            for document in page["items"]:
+                found.add(key_of(document))
+                self.put(document)
+        for key in self._values.keys() - found:
             self.drop(key)
-        for document in documents:
-            self.put(document)
         if self.absent:
             logger.info("%s is installed now", self.kind.crd)
         self.absent = False
