@@ -34,7 +34,6 @@ from kaito_ray.settings import Settings
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-TERMINATION_LOG = Path("/dev/termination-log")
 _LINE_EVERY_S = 10.0
 HUB_TOKEN = "HF_TOKEN"  # noqa: S105 the name of a variable
 # As sysexits has it: worth another try.
@@ -54,6 +53,8 @@ class Wish(BaseModel):
     root: Path = Path(MODELS_DIR)
     limit_gib: int | None = None
     auth_dir: Path = Path(MODEL_AUTH_DIR)
+    metrics_port: int = PORT_METRICS
+    termination_log: Path = Path("/dev/termination-log")
 
 
 class DownloadGauges:
@@ -140,11 +141,11 @@ async def _run(wish: Wish, progress: Progress) -> FetchedModel:
         reporting.cancel()
 
 
-def main(text: str, *, port: int = PORT_METRICS, termination_log: Path = TERMINATION_LOG) -> int:
+def main(text: str) -> int:
     """Do what the JSON says; the exit code."""
     wish, progress, began = Wish.model_validate_json(text), Progress(), time.monotonic()
     try:
-        with _metrics(progress, port):
+        with _metrics(progress, wish.metrics_port):
             model = asyncio.run(_run(wish, progress))
     except (ArtifactRefused, ArtifactUnavailable) as error:
         message = f"{error.reason}: {error}"
@@ -155,7 +156,7 @@ def main(text: str, *, port: int = PORT_METRICS, termination_log: Path = TERMINA
         message, code = ", ".join(filter(None, (took, model.digest, model.revision))), 0
     print(message, file=sys.stderr if code else sys.stdout)
     with contextlib.suppress(OSError):
-        termination_log.write_text(message)
+        wish.termination_log.write_text(message)
     return code
 
 
