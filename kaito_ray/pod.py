@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Ray pod in, what keeps it from working out. Pure; world.py keeps pods in this form, status.py words it."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ _START = {
     "PreStartHookError",
     "PostStartHookError",
 }
+_LAST_WORD = re.compile(r"([A-Z][A-Za-z]+): (.+)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,18 @@ class Trouble:
 
     reason: str
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What the container that fetches the model does, or did."""
+
+    started: str
+    """Empty as long as it has not; the times are the kubelet's."""
+    finished: str
+    """Empty as long as the model is not there."""
+    message: str
+    """Its last word, such as `7.1 GiB in 34 s, sha256:...`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +54,13 @@ class Pod:
     ready: bool | None
     restarts: int
     started: str
-    """When its Ray container started for the first time that is known: its image is there then."""
+    """When its first container started that is known: its image is there then."""
     deleting: bool
     trouble: Trouble | None
     pulling: str
     """The image that is being pulled, or that a container waits for; empty when none is."""
+    fetch: Fetch | None = None
+    """None for a pod that fetches no model."""
 
 
 def parse_pod(document: Mapping[str, Any]) -> Pod:
@@ -67,6 +83,7 @@ def parse_pod(document: Mapping[str, Any]) -> Pod:
         deleting=bool(metadata.get("deletionTimestamp")),
         trouble=_trouble(metadata.get("name", ""), status, containers, conditions),
         pulling=_pulling(containers),
+        fetch=_fetch(containers),
     )
 
 
@@ -76,12 +93,23 @@ def _containers(status: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def _started(status: Mapping[str, Any]) -> str:
-    """KubeRay keeps the Ray container first."""
-    for one in status.get("containerStatuses") or ():
+    """The Ray container, which KubeRay keeps first, uses the image of those that run before it."""
+    for one in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
         state = one.get("state") or {}
         running = state.get("running") or state.get("terminated") or {}
         return str(running.get("startedAt") or "")
     return ""
+
+
+def _fetch(containers: list[Mapping[str, Any]]) -> Fetch | None:
+    for one in containers:
+        if one.get("name") == names.CONTAINER_FETCH:
+            state = one.get("state") or {}
+            ended, running = state.get("terminated") or {}, state.get("running") or {}
+            good = ended if ended.get("exitCode") == 0 else {}
+            started = running.get("startedAt") or good.get("startedAt") or ""
+            return Fetch(started, good.get("finishedAt") or "", str(good.get("message") or "").strip())
+    return None
 
 
 def _pulling(containers: list[Mapping[str, Any]]) -> str:
@@ -101,7 +129,7 @@ def _trouble(
     """What is wrong, the cause before its consequences: a container that is killed for memory also crash-loops."""
     if status.get("reason") == "Evicted":
         return Trouble("PodEvicted", f"pod {pod} was evicted: {status.get('message', '')}")
-    for find in (_killed, _not_pulled, _not_started, _crashing):
+    for find in (_killed, _not_pulled, _not_fetched, _not_started, _crashing):
         for container in containers:
             trouble = find(pod, container)
             if trouble is not None:
@@ -133,6 +161,25 @@ def _not_pulled(pod: str, container: Mapping[str, Any]) -> Trouble | None:
     return Trouble(
         "ImagePullError",
         f"image {container.get('image')} of pod {pod} cannot be pulled: {waiting.get('message') or waiting['reason']}",
+    )
+
+
+def _not_fetched(pod: str, container: Mapping[str, Any]) -> Trouble | None:
+    """The last word of the container that fetches the model is `<Reason>: <sentence>` (model_fetch.py)."""
+    state = container.get("state") or {}
+    if container.get("name") != names.CONTAINER_FETCH or "running" in state:
+        return None
+    ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated") or {}
+    if not ended.get("exitCode"):
+        return None
+    said = str(ended.get("message") or "").strip()
+    match = _LAST_WORD.fullmatch(said)
+    reason, sentence = (
+        (match[1], match[2]) if match else ("FetchFailed", said[-500:] or f"exit code {ended['exitCode']}")
+    )
+    return Trouble(
+        reason if "Model" in reason else f"Model{reason}",
+        f"pod {pod} cannot fetch the model ({container.get('restartCount', 0)} restarts): {sentence}",
     )
 
 

@@ -26,9 +26,10 @@ from kaito_ray.tuning_status import output_status, tuned_before, tuning_status
 from kaito_ray.verdict import Verdict
 from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status, TimelineEntry
 
-NODES_READY, IMAGE_PULLED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
+NODES_READY, IMAGE_PULLED, MODEL_FETCHED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
     "NodesReady",
     "ImagePulled",
+    "ModelFetched",
     "ModelLoaded",
     "JobStarted",
     "Tuned",
@@ -182,9 +183,11 @@ def _timeline(
     """The stages reached so far, each at its first time, in the order in which they were reached."""
     timeline = [TimelineEntry.model_validate(entry) for entry in _before(workspace).get("timeline") or ()]
     known = {(entry.stage, entry.message) for entry in timeline}
+    fetched = any(entry.stage == MODEL_FETCHED for entry in timeline)
     last = parse_timestamp(timeline[-1].time) if timeline else _created(workspace, now)
     for stage, moment, message in sorted(_reached(observed, verdicts, ready, now), key=lambda one: one[1]):
-        if (stage, message) in known:
+        # Each pod has words of its own on what it fetched; those of the first are kept.
+        if (stage, message) in known or (stage == MODEL_FETCHED and fetched):
             continue
         # Clocks of nodes differ; a stage is never before the one that made it possible.
         seconds = round(max(0.0, (moment - last).total_seconds()), 1)
@@ -201,6 +204,10 @@ def _reached(
     started = [parse_timestamp(pod.started) for pod in observed.pods if pod.started and not pod.head]
     if started:
         yield IMAGE_PULLED, min(started), ""
+    fetches = [pod.fetch for pod in observed.pods if pod.fetch is not None and not pod.deleting]
+    if fetches and all(fetch.finished for fetch in fetches):
+        last = max(fetches, key=lambda fetch: parse_timestamp(fetch.finished))
+        yield MODEL_FETCHED, parse_timestamp(last.finished), last.message
     job = observed.ray_job
     if job is not None and verdicts["JobStarted"].holds:
         yield JOB_STARTED, now, job.name
