@@ -51,7 +51,7 @@ def inference_ready(plan: Plan | None, observed: Observed) -> Verdict:
     trouble = _trouble(plan, observed, service)
     if trouble is not None:
         return Verdict(False, trouble.reason, trouble.message)
-    if service.ready:
+    if _serves(observed, service):
         return Verdict(True, "WorkspaceInferenceStatusSuccess", "the model is served")
     return _not_serving(service, observed)
 
@@ -78,12 +78,16 @@ def refused(observed: Observed) -> Verdict | None:
     return None
 
 
+def _serves(observed: Observed, service: RayServiceStatus) -> bool:
+    return service.ready or (observed.in_place and service.serves_on)
+
+
 def _trouble(plan: Plan | None, observed: Observed, service: RayServiceStatus) -> Trouble | None:
     """What is wrong with the pods that serve, or with those that are to serve when there are none yet."""
     active = service.active.cluster if service.active else ""
     pods = [pod for pod in observed.pods if not pod.deleting and (not active or pod.cluster == active)]
     trouble = next(troubles(pods), None)
-    if trouble is not None or not service.ready:
+    if trouble is not None or not _serves(observed, service):
         return trouble
     # A pod that carries the rest of an engine has no Serve proxy and is never ready.
     followers = isinstance(plan, ServePlan) and plan.nodes_per_replica > 1
@@ -131,6 +135,9 @@ def _progress(service: RayServiceStatus, observed: Observed, applications: list[
     pulling = next((pod for pod in observed.pods if pod.pulling), None)
     if pulling is not None:
         return f"pod {pulling.name} is being made from image {pulling.pulling}"
+    fetching = next((pod for pod in observed.pods if pod.fetch is not None and not pod.fetch.finished), None)
+    if fetching is not None and fetching.fetch is not None and fetching.fetch.started:
+        return f"pod {fetching.name} fetches the model since {fetching.fetch.started}"
     if observed.pods:
         up = sum(pod.phase == "Running" for pod in observed.pods)
         return f"the Ray cluster is starting: {up} of {len(observed.pods)} pods run"

@@ -95,6 +95,18 @@ class RayServiceStatus:
         )
 
 
+    @property
+    def serves_on(self) -> bool:
+        """Whether applications serve what they did before, while something new is on its way to them."""
+        return (
+            self.holds("Ready")
+            and not self.holds("UpgradeInProgress")
+            and self.active is not None
+            and bool(self.active.applications)
+            and all(application.status in {"RUNNING", "DEPLOYING"} for application in self.active.applications)
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class RayJobStatus:
     """A RayJob as far as it says how tuning goes."""

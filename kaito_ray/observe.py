@@ -44,6 +44,8 @@ class Observed:
     ray_job: RayJobStatus | None = None
     ray_clusters: tuple[RayClusterStatus, ...] = ()
     pods: tuple[Pod, ...] = ()
+    in_place: bool = False
+    """All that is not served yet is what replicas take over while they serve (in_place.py)."""
     heard: Heard = NOTHING
     applied: Applied = field(default_factory=Applied)
     refusal: KaitoRayError | None = None
@@ -80,6 +82,7 @@ def observe(
         ray_job=parse_ray_job(ray_job) if ray_job else None,
         ray_clusters=tuple(parse_ray_cluster(document) for document in world.children(RAY_CLUSTER, workspace)),
         pods=pods,
+        in_place=bool(service and ray_service and world.in_place.is_under_way(workspace, service, ray_service)),
         heard=_hear(world, workspace, plan, ray_service, pods),
         applied=applied,
         refusal=refusal,

@@ -13,6 +13,7 @@ from typing import Any
 
 from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject, NotFound
+from kaito_ray.in_place import InPlace
 from kaito_ray.informer import Informer, Key, key_of, version_of
 from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
 from kaito_ray.nodes.node import Node, parse_node
@@ -47,6 +48,7 @@ class World:
         self._data: dict[tuple[Kind, Key], tuple[str, Mapping[str, str]]] = {}
         self.replicas = ReplicaWatch(cluster, wake)
         """What the copies of models say of themselves."""
+        self.in_place = InPlace()
 
     async def run(self) -> None:
         """Watch everything, for ever."""
@@ -92,6 +94,7 @@ class World:
         self.select_nodes(key, {})
         self.refer(key, ())
         self.replicas.forget(key)
+        self.in_place.forget(key)
 
     def workspace(self, key: Key) -> KubeObject | None:
         """A Workspace as the API has it."""

@@ -68,6 +68,13 @@ def adapters(client: Client, name: str) -> dict[str, Object]:
     return {one["name"]: one for one in get(client, name)["status"].get("adapters", ())}
 
 
+def events(client: Client, name: str) -> list[Object]:
+    """Events of a Workspace from the first on."""
+    found = [one for one in client.list("v1", "Event", "default") if one["involvedObject"]["name"] == name]
+    ours = [one for one in found if one["involvedObject"]["kind"] == "Workspace"]
+    return sorted(ours, key=lambda one: int(one["metadata"]["resourceVersion"]))
+
+
 def wanted(client: Client, name: str) -> list[Object]:
     """What the replicas are told."""
     service = client.get(RAY, "RayService", name, "default")
@@ -114,6 +121,8 @@ def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, clie
     assert {**after["spec"], "serveConfigV2": ""} == {**before["spec"], "serveConfigV2": ""}
     columns, row = kubectl(cluster.kubeconfig, "get", "workspace", "edited", "-o", "wide").splitlines()
     assert row[columns.index("ADAPTERS") :].split() == ["2/2"]
+    # The model was ready all the time.
+    assert [event["reason"] for event in events(client, "edited")] == ["WorkspaceReady", "AdaptersLoaded"]
     # The last one that goes takes the condition along.
     client.patch(get(client, "edited"), {"inference": {"adapters": []}})
     client.wait(lambda: get(client, "edited"), lambda one: condition(one, "AdaptersReady") == {})
