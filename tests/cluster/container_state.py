@@ -37,11 +37,34 @@ class Script:
 def container_statuses(pod: Object, behaviour: Behaviour, script: Script, restarts: int, moment: str) -> list[Object]:
     """The containerStatuses of a pod whose scripted container behaves that way, the others well."""
     containers = pod["spec"]["containers"]
+    if _stuck_before(pod, script):
+        return [_row(one, _waiting("PodInitializing"), {}, False, 0) for one in containers]
     chosen = script.container or containers[0]["name"]
     return [
         _status(one, behaviour if one["name"] == chosen else _bystander(behaviour), script, restarts, moment)
         for one in containers
     ]
+
+
+def init_container_statuses(
+    pod: Object, behaviour: Behaviour, script: Script, restarts: int, moment: str
+) -> list[Object]:
+    """The initContainerStatuses: one after the other has ended well, up to the one that is scripted."""
+    rows: list[Object] = []
+    for one in pod["spec"].get("initContainers") or ():
+        before = all("terminated" in row["state"] and row["ready"] for row in rows)
+        if behaviour == "hang" or not before:
+            rows.append(_row(one, _waiting("PodInitializing"), {}, False, 0))
+        elif one["name"] == script.container:
+            rows.append(_status(one, behaviour, script, restarts, moment) | {"ready": False})
+        else:
+            rows.append(_row(one, _ended(0, "Completed", "", moment), {}, True, 0))
+    return rows
+
+
+def _stuck_before(pod: Object, script: Script) -> bool:
+    """Whether the scripted container is one that runs before the others."""
+    return any(one["name"] == script.container for one in pod["spec"].get("initContainers") or ())
 
 
 def _bystander(behaviour: Behaviour) -> Behaviour:
@@ -51,7 +74,11 @@ def _bystander(behaviour: Behaviour) -> Behaviour:
 def _status(container: Object, behaviour: Behaviour, script: Script, restarts: int, moment: str) -> Object:
     image = container.get("image", "")
     running = {"running": {"startedAt": moment}}
-    state, last, ready, count = _state(behaviour, script, image, restarts, moment) or (running, {}, True, 0)
+    return _row(container, *(_state(behaviour, script, image, restarts, moment) or (running, {}, True, 0)))
+
+
+def _row(container: Object, state: Object, last: Object, ready: bool, count: int) -> Object:
+    image = container.get("image", "")
     return {
         "name": container["name"],
         "image": image,
@@ -121,13 +148,14 @@ def pod_conditions(pod: Object, statuses: list[Object], moment: str) -> list[Obj
     """PodScheduled, Initialized, ContainersReady and Ready; a condition that stays keeps its time."""
     unready = [one["name"] for one in statuses if not one["ready"]]
     ended = bool(statuses) and all("terminated" in one["state"] for one in statuses)
+    initializing = any(one["state"].get("waiting", {}).get("reason") == "PodInitializing" for one in statuses)
     why: Object = {}
     if unready:
         reason = "PodCompleted" if ended else "ContainersNotReady"
         why = {"reason": reason, "message": f"containers with unready status: [{' '.join(unready)}]"}
     wanted = [
         {"type": "PodScheduled", "status": "True"},
-        {"type": "Initialized", "status": "True"},
+        {"type": "Initialized", "status": "False" if initializing else "True"},
         {"type": "ContainersReady", "status": "False" if unready else "True", **why},
         {"type": "Ready", "status": "False" if unready else "True", **why},
     ]

@@ -5,7 +5,14 @@ import asyncio
 from collections.abc import Mapping
 
 from cluster.call import now
-from cluster.container_state import Behaviour, Script, container_statuses, phase_of, pod_conditions
+from cluster.container_state import (
+    Behaviour,
+    Script,
+    container_statuses,
+    init_container_statuses,
+    phase_of,
+    pod_conditions,
+)
 from cluster.inside import Inside, WorkQueue
 from cluster.resource import Object
 from cluster.scheduling import place, requested
@@ -165,17 +172,24 @@ class Pods:
 
     async def _report(self, pod: Object, behaviour: Behaviour, script: Script, restarts: int) -> None:
         moment = now()
-        before = {one["name"]: one for one in pod.get("status", {}).get("containerStatuses", ())}
+        known = pod.get("status", {})
+        before = {one["name"]: one for one in known.get("containerStatuses", ())}
         statuses = container_statuses(pod, behaviour, script, restarts, moment)
         for one in statuses:
             old = before.get(one["name"], {})
             if "running" in one["state"] and "running" in old.get("state", {}):
                 one["state"] = old["state"]
                 one["restartCount"], one["lastState"] = old["restartCount"], old.get("lastState", {})
+        ended = {one["name"]: one for one in known.get("initContainerStatuses", ()) if one["ready"]}
+        first = [
+            ended.get(one["name"], one) if one["ready"] else one
+            for one in init_container_statuses(pod, behaviour, script, restarts, moment)
+        ]
         status: Object = {
             "phase": phase_of(statuses),
             "conditions": pod_conditions(pod, statuses, moment),
             "containerStatuses": statuses,
+            **({"initContainerStatuses": first} if first else {}),
         }
         if behaviour != "hang":
             status["podIP"] = pod["status"].get("podIP") or self._inside.pod_ip()

@@ -214,6 +214,29 @@ def test_the_timeline_has_each_stage_once_at_its_first_time() -> None:
     assert first["timeline"][0] == {"stage": "NodesReady", "time": "2026-11-20T10:30:00Z", "seconds": 1800.0}
 
 
+def fetching(state: Object) -> Object:
+    """A worker whose model is being fetched."""
+    container = {"name": "fetch-model", "image": "serve:1", "ready": False, "restartCount": 0, "state": state}
+    return a_ray_pod(phase="Pending", ready=False, state={}, status={"initContainerStatuses": [container]})
+
+
+def test_the_timeline_tells_when_and_how_the_model_came() -> None:
+    running = fetching({"running": {"startedAt": "2026-11-20T10:02:00Z"}})
+    waiting = status_of(observed(a_ray_service(ready=False, apps={}), running))
+    message = condition(waiting, "InferenceReady")["message"]
+    assert "phi-abcde-worker-1 fetches the model since 2026-11-20T10:02:00Z" in message
+    times = {"startedAt": "2026-11-20T10:02:00Z", "finishedAt": "2026-11-20T10:04:00Z"}
+
+    def done(message: str) -> Object:
+        return fetching({"terminated": {"exitCode": 0, "message": message, **times}})
+
+    came = status_of(observed(a_ray_service(ready=False, apps={}), done("7.1 GiB in 120 s, sha256:ab")), waiting)
+    entry = came["timeline"][-1]
+    assert (entry["stage"], entry["message"]) == ("ModelFetched", "7.1 GiB in 120 s, sha256:ab")
+    later = status_of(observed(a_ray_service(ready=False, apps={}), done("was on this node already")), came)
+    assert later["timeline"] == came["timeline"]
+
+
 def test_progress_is_only_words() -> None:
     before = status_of(observed(a_ray_service(apps={"chat": "DEPLOYING"}, message="10 %")))
     after = status_of(observed(a_ray_service(apps={"chat": "DEPLOYING"}, message="20 %")), before)
