@@ -101,6 +101,8 @@ class TuningWatch:
 
 
 def _is_due(before: _Look, job: RayJobStatus, now: datetime) -> bool:
+    if job.job_status in {"", "PENDING"}:
+        return False
     if job.job_status != before.job.job_status:
         return True
     if job.succeeded:

@@ -2,6 +2,7 @@
 """Tuning Workspaces on the test cluster, from `kubectl apply` to the served adapter, and what goes wrong meanwhile."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from cluster.client import Client
 from cluster.ray_job_simulator import Running
 from cluster.server import TestCluster
-from kaito_ray.tuning_event import Data, Event, Finished, Started, Step
+from kaito_ray.tuning_event import Data, Event, Failed, Finished, Started, Step, Waiting
 from operator_rig import Operator, running_operator
 from workspace_rig import (
     MANIFESTS,
@@ -171,10 +172,9 @@ def test_the_users_manifests_from_apply_to_ready(
     script(cluster, name, finished())
     workspace = wait_until_ready(client, name)
     for kind in ("ResourceReady", "JobStarted", "WorkspaceSucceeded", "InferenceReady", "AdaptersReady"):
-        client.wait(lambda kind=kind: condition(get(client, name), kind).get("status"), lambda status: status == "True")
-    assert (
-        workspace["status"]["output"].items() >= {"image": "registry.example.com/phi:0.0.1", "digest": DIGEST}.items()
-    )
+        wait_for(client, name, kind)
+    made = {"image": "registry.example.com/phi:0.0.1", "digest": DIGEST}
+    assert workspace["status"]["output"].items() >= made.items()
     assert workspace["status"]["tuning"]["state"] == "Succeeded"
     # The job's GPUs were free before the model asked for them, and what it did can still be looked at.
     (cluster_of_service,) = client.list(RAY, "RayCluster", "default", labelSelector=f"kaito.sh/workspace={name}")
@@ -182,10 +182,184 @@ def test_the_users_manifests_from_apply_to_ready(
     assert job(client, name)["status"]["jobStatus"] == "SUCCEEDED"
     [adapter] = adapters(client, name)
     assert adapter["name"] == name
-    assert adapter["source"].items() >= {"image": "registry.example.com/phi:0.0.1", "digest": DIGEST}.items()
+    assert adapter["source"].items() >= made.items()
     service = kubectl(cluster.kubeconfig, "get", "svc", name)
     assert "80/TCP,29500/TCP" in service
     columns = kubectl(cluster.kubeconfig, "get", "workspace", name).splitlines()[-1].split()
     assert columns[:5] == [name, "Standard_NC6s_v3", "True", "True", "True"]
     client.delete(get(client, name))
     wait_until_gone(client, RAY, "RayService", name)
+
+
+@pytest.mark.usefixtures("operator")
+def test_nodes_are_given_back_instead_of_serving(cluster: TestCluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", finished())
+    client.create(a_tuning(cluster, "released", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    workspace = wait_for(client, "released", "InferenceReady", "False", reason="NodesReleased")
+    assert condition(workspace, "WorkspaceSucceeded")["status"] == "True"
+    assert workspace["status"]["state"] == "Succeeded"
+    assert workspace["status"]["output"]["digest"] == DIGEST
+    ray_job = job(client, "released")
+    wait_until_gone(client, "v1", "PersistentVolumeClaim", f"{ray_job['metadata']['name']}-checkpoints")
+    client.wait(lambda: client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=released"), empty)
+    # Serving is a matter of the annotation alone; nothing is tuned again.
+    client.patch(get(client, "released"), {"metadata": {"annotations": {"kaito-ray.io/after-tuning": None}}})
+    wait_until_ready(client, "released")
+    assert job(client, "released")["metadata"]["uid"] == ray_job["metadata"]["uid"]
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_the_configmap_says_is_part_of_the_wish(cluster: TestCluster) -> None:
+    client = cluster.client
+    text = "training_config:\n  LoraConfig:\n    r: 16\n"
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "training", "namespace": "default"},
+        "data": {"training_config.yaml": text},
+    }
+    client.create(config)
+    cluster.set_running("default", "", finished())
+    document = a_tuning(cluster, "again")
+    document["tuning"]["config"] = "training"
+    client.create(document)
+    wait_until_ready(client, "again")
+    first = job(client, "again")
+    # A comment asks for nothing else.
+    client.patch(config, {"data": {"training_config.yaml": f"# ours\n{text}"}})
+    client.patch(get(client, "again"), {"metadata": {"labels": {"team": "a"}}})
+    wait_until_ready(client, "again")
+    assert job(client, "again")["metadata"]["uid"] == first["metadata"]["uid"]
+    # The nodes go from serving to tuning and back; until then the Workspace keeps what it had.
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.patch(config, {"data": {"training_config.yaml": text.replace("16", "32")}})
+    wait_until_gone(client, RAY, "RayJob", first["metadata"]["name"])
+    wait_until_gone(client, RAY, "RayService", "again")
+    workspace = wait_for(client, "again", "WorkspaceSucceeded", "False")
+    assert workspace["status"]["output"]["digest"] == DIGEST
+    assert condition(workspace, "WorkspaceReady")["status"] == "False"
+    wait_for(client, "again", "JobStarted")
+    script(cluster, "again", finished("sha256:" + "b" * 64))
+    wait_until_ready(client, "again")
+    [adapter] = adapters(client, "again")
+    assert adapter["source"]["digest"] == "sha256:" + "b" * 64
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_registry_that_is_down_is_said(cluster: TestCluster) -> None:
+    client = cluster.client
+    waiting = Waiting("ConnectionFailed", "registry.example.com does not answer; the adapter is kept")
+    cluster.set_running("default", "", running(DATA, STARTED, STEP, waiting))
+    client.create(a_tuning(cluster, "pushing"))
+    workspace = wait_for(client, "pushing", "WorkspaceSucceeded", "False", reason="ConnectionFailed")
+    assert condition(workspace, "WorkspaceSucceeded")["message"] == waiting.message
+    assert workspace["status"]["tuning"].items() >= {"state": "Waiting", "message": waiting.message, "step": 20}.items()
+    assert condition(workspace, "JobStarted")["status"] == "True"
+    script(cluster, "pushing", finished())
+    wait_until_ready(client, "pushing")
+
+
+@pytest.mark.usefixtures("operator")
+@pytest.mark.parametrize(
+    ("name", "reason", "message"),
+    [
+        ("nan", "LossNotFinite", "the loss is nan at step 40; lower the learning rate"),
+        ("broken-data", "DatasetInvalid", "train.jsonl:17: column `messages` is not a list"),
+    ],
+)
+def test_a_job_that_fails_says_why(cluster: TestCluster, name: str, reason: str, message: str) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", Running(status="FAILED", log=log(DATA, Failed(reason, message))))
+    client.create(a_tuning(cluster, name))
+    workspace = wait_for(client, name, "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    assert condition(workspace, "JobStarted")["message"] == f"{reason}: {message}"
+    assert (condition(workspace, "WorkspaceSucceeded")["reason"], condition(workspace, "WorkspaceReady")["reason"]) == (
+        reason,
+        reason,
+    )
+    assert condition(workspace, "WorkspaceReady")["message"] == message
+    assert workspace["status"]["state"] == workspace["status"]["tuning"]["state"] == "Failed"
+    # Another wish is another chance.
+    cluster.set_running("default", "", finished())
+    client.patch(get(client, name), {"tuning": {"input": {"urls": ["https://example.com/data/mended.parquet"]}}})
+    wait_until_ready(client, name)
+
+
+@pytest.mark.usefixtures("operator")
+def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: TestCluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(a_tuning(cluster, "retried"))
+    wait_for(client, "retried", "JobStarted")
+    name = job(client, "retried")["metadata"]["name"]
+    lost = Failed("WorkerLost", "a worker was killed")
+    cluster.set_node("gpu-retried", gpus=0)  # the next cluster has no room, so that its start takes a while
+    cluster.set_running("default", name, Running(failures=1, log=log(DATA, STARTED, STEP, lost)))
+    workspace = wait_for(client, "retried", "WorkspaceSucceeded", "False", reason="WorkerLost")
+    assert "tries again" in condition(workspace, "WorkspaceSucceeded")["message"]
+    assert workspace["status"]["tuning"]["state"] == "Retrying"
+    resumed = replace(STARTED, attempt=2, resumed_from=20)
+    cluster.set_running("default", name, replace(running(DATA, resumed), failures=1))
+    cluster.set_node("gpu-retried", gpus=1)
+    client.wait(lambda: get(client, "retried")["status"]["tuning"].get("resumedFrom"), is_20)
+    assert get(client, "retried")["status"]["tuning"].items() >= {"state": "Training", "attempt": 2, "step": 20}.items()
+    cluster.set_running("default", name, replace(finished(), failures=1))
+    wait_until_ready(client, "retried")
+
+
+@pytest.mark.usefixtures("operator")
+def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: TestCluster) -> None:
+    client = cluster.client
+    cluster.add_node("gpu-serves", gpus=1, labels={"apps": "serves"})
+    source = {"name": "sql", "workspace": "teacher"}
+    client.create(a_serving("serves", "serves", inference={"adapters": [{"source": source}]}))
+    workspace = wait_until_ready(client, "serves")
+    assert condition(workspace, "AdaptersReady")["status"] == "False"
+    (before,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
+    cluster.set_running("default", "", finished())
+    client.create(a_tuning(cluster, "teacher", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {DIGEST}.__contains__)
+    assert adapters(client, "serves")[0]["source"]["image"] == "registry.example.com/phi:0.0.1"
+    assert client.get("v1", "Secret", "serves-registry", "default")["data"] == {"push.json": "e30="}
+    wait_for(client, "serves", "AdaptersReady")
+    # Tuned again: the one there was goes on until the next is made.
+    cluster.set_running("default", "", running(DATA, STARTED))
+    client.patch(get(client, "teacher"), {"tuning": {"input": {"urls": ["https://example.com/data/more.parquet"]}}})
+    wait_for(client, "teacher", "WorkspaceSucceeded", "False")
+    assert adapters(client, "serves")[0]["source"]["digest"] == DIGEST
+    later = "sha256:" + "c" * 64
+    wait_for(client, "teacher", "JobStarted")
+    script(cluster, "teacher", finished(later))
+    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {later}.__contains__)
+    (after,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_an_operator_that_restarts_goes_on(cluster: TestCluster, folder: Path, operator: Operator) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(a_tuning(cluster, "halfway"))
+    wait_for(client, "halfway", "JobStarted")
+    client.wait(lambda: get(client, "halfway")["status"].get("tuning"), bool)
+    before = get(client, "halfway")
+    first = job(client, "halfway")
+    operator.stop()
+    # It ends while nobody looks.
+    script(cluster, "halfway", finished())
+    client.wait(lambda: job(client, "halfway")["status"]["jobStatus"], {"SUCCEEDED"}.__contains__)
+    with running_operator(cluster.kubeconfig, folder):
+        workspace = wait_until_ready(client, "halfway")
+        assert job(client, "halfway")["metadata"]["uid"] == first["metadata"]["uid"]
+        assert workspace["status"]["output"]["digest"] == DIGEST
+        assert workspace["status"]["tuning"].items() >= {"rows": 15011, "step": 20, "state": "Succeeded"}.items()
+        before_started = condition(before, "JobStarted")["lastTransitionTime"]
+        assert condition(workspace, "JobStarted")["lastTransitionTime"] == before_started
+
+
+def empty(found: Any) -> bool:
+    return not found
+
+
+def is_20(step: int | None) -> bool:
+    return step == 20
