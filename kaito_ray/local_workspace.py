@@ -4,12 +4,14 @@
 Used by local.py at the start and each time the file is saved.
 """
 
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self, cast
 
 from kaito_ray import names
+from kaito_ray.artifacts.docker_config import machine_config
 from kaito_ray.errors import CannotRun
 from kaito_ray.hub import find_preset
 from kaito_ray.local_model import fetch_image, local_model_folder
@@ -67,10 +69,19 @@ class LocalWorkspace:
         return str(keys)
 
     def write_logins(self, folder: Path) -> str:
-        """Lay the Docker configurations out as pods have them, one file per Secret."""
+        """Lay the Docker configurations out as pods have them, one file per Secret.
+
+        What `docker login` left on this machine stands in for Secrets that the file has not.
+        """
         logins = folder / "registry"
         logins.mkdir(mode=0o700, exist_ok=True)
-        for name, config in self.logins.items():
+        tuning = self.tuning
+        sources = [adapter.source for adapter in self.plan.adapters]
+        sources += [tuning.input, tuning.output] if tuning is not None else []
+        ours = machine_config((str(one["image"]) for one in sources if one.get("image")), os.environ)
+        missing = {str(name) for one in sources for name in one.get("imagePullSecrets") or ()} - self.logins.keys()
+        found = {**self.logins, **(dict.fromkeys(("_machine", *missing), ours) if ours else {})}
+        for name, config in found.items():
             (logins / f"{name}.json").write_text(config)
         return str(logins)
 

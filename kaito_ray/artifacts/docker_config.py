@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The logins that docker, podman and skopeo left on this machine, for one registry.
 
-Called by pack_command.py. In pods logins come from mounted Secrets instead (credential.py).
+Called by pack_command.py and for the local run. In pods logins come from mounted Secrets instead (credential.py).
 """
 
 import json
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from kaito_ray.artifacts.credential import Login, logins_for, parse_config
@@ -33,6 +33,27 @@ def machine_logins(reference: Reference, environment: Mapping[str, str]) -> list
         if helped := _ask_helper(reference, _object(text, path)):
             found.append(helped)
     return found
+
+
+def machine_config(images: Iterable[str], environment: Mapping[str, str]) -> str:
+    """A Docker configuration with the logins for these images; empty when there are none.
+
+    What cannot be read is passed over: whether an image needs a login is for the registry to say.
+    """
+    auths = {}
+    for image in sorted(set(images)):
+        try:
+            reference = Reference.parse(image)
+            logins = machine_logins(reference, environment)
+        except ArtifactRefused:
+            continue
+        for login in logins[:1]:
+            auths[f"{reference.host}/{reference.repository}"] = {
+                "username": login.user,
+                "password": login.password,
+                "identitytoken": login.refresh_token,
+            }
+    return json.dumps({"auths": auths}) if auths else ""
 
 
 def _files(environment: Mapping[str, str]) -> list[Path]:

@@ -2,6 +2,7 @@
 """Push and pull with a real registry, and with skopeo on the other side."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -11,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from aiohttp import ClientSession, web
 
 from adapter_files import BASE_NAME, a_base, an_adapter
+from builders import a_document
 from docker_registry import PASSWORD, USER, DockerRegistry, a_docker_registry, skopeo
 from kaito_ray.artifacts.base import read_base
 from kaito_ray.artifacts.cache import Cache
@@ -26,6 +29,8 @@ from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.artifacts.source import Source
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
+from kaito_ray.local_workspace import load_workspace
+from kaito_ray.settings import Settings
 from web import serving
 
 pytestmark = pytest.mark.e2e
@@ -127,6 +132,37 @@ async def test_logins(tmp_path: Path) -> None:
         base = read_base(a_base(tmp_path / "base"), [BASE_NAME])
         prepared = await prepare_adapter(stager, {"image": image}, base=base, max_rank=8, strength=0.5)
         assert prepared.digest == digest
+
+
+async def test_a_local_run_has_the_logins_of_its_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_docker_registry(tmp_path / "registry", logins=True) as registry:
+        image = registry.image("team/adapter:1")
+        digest = await push(an_adapter(tmp_path / "adapter"), image, logins=(LOGIN,))
+        manifest = tmp_path / "workspace.yaml"
+        adapter = {"source": {"name": "sql", "image": image, "imagePullSecrets": ["not-in-the-file"]}}
+        inference = {"preset": {"name": "tiny-phi-3"}, "adapters": [adapter]}
+        manifest.write_text(yaml.safe_dump(a_document(inference=inference)))
+        base = read_base(a_base(tmp_path / "base"), [BASE_NAME])
+
+        async def pull(name: str) -> str:
+            """As the replica does it: with what the local run laid out for it."""
+            folder = tmp_path / name
+            folder.mkdir()
+            workspace = load_workspace(manifest, Settings(allow_private_urls=("127.0.0.1",)))
+            stager = adapter_stager(
+                Cache(folder / "cache"), limits=LIMITS, auth_dir=Path(workspace.write_logins(folder))
+            )
+            return (await prepare_adapter(stager, workspace.plan.adapters[0].source, base=base, max_rank=64)).digest
+
+        docker = tmp_path / "docker"
+        docker.mkdir()
+        monkeypatch.setenv("DOCKER_CONFIG", str(docker))
+        with pytest.raises(ArtifactRefused) as caught:
+            await pull("without")
+        assert caught.value.reason == Reason.UNAUTHORIZED
+        secret = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        (docker / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": secret}}}))
+        assert await pull("with") == digest
 
 
 async def test_a_missing_tag(tmp_path: Path, registry: DockerRegistry) -> None:
