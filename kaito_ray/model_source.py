@@ -2,13 +2,14 @@
 """A Workspace, its preset, size and the settings in; where the pods get the model from, and into which volume, out.
 
 Called by plan_serve.py and plan_tune.py. What a person names wins: the node's own weights, a claim, an image; then the
-preset's own place, which is the hub at a pinned revision. On this machine there are no volumes: `kaito-ray run` has a
-cache of its own.
+preset's own place, which is its image in the registry of the settings, or the hub at a pinned revision. On this machine
+there are no volumes: `kaito-ray run` has a cache of its own.
 """
 
 from dataclasses import replace
 
 from kaito_ray import names
+from kaito_ray.artifacts.licence import PERMISSIVE
 from kaito_ray.errors import InvalidManifest, Problem
 from kaito_ray.plan import ModelSource, ModelVolume
 from kaito_ray.preset import Preset
@@ -40,12 +41,20 @@ def model_source(
     if claim:
         volume = ModelVolume("claim", claim.rstrip("/"))
         return replace(source, kind="path", reference=claim, revision=None, volume=volume)
-    if image and options is not None:
-        secrets = tuple(dict.fromkeys(options.image_pull_secrets))
+    image = image or _own_image(preset, settings)
+    if image:
+        secrets = tuple(dict.fromkeys(options.image_pull_secrets)) if options is not None else ()
         source = replace(source, kind="image", reference=image, revision=None, pull_secrets=secrets)
     if source.kind == "builtin" or sku.is_this_machine:
         return source
     return replace(source, volume=_volume(source, sku, settings))
+
+
+def _own_image(preset: Preset, settings: Settings) -> str:
+    """The preset's public image, where there is one and its licence lets the model be passed on."""
+    if not (settings.preset_registry and preset.image and preset.license in PERMISSIVE):
+        return ""
+    return f"{settings.preset_registry.rstrip('/')}/{preset.image}"
 
 
 def _volume(source: ModelSource, sku: Sku, settings: Settings) -> ModelVolume:

@@ -56,6 +56,8 @@ class Preset(BaseModel):
     name: str
     aliases: tuple[str, ...] = ()
     license: str
+    image: str = ""
+    """Name and tag under which KAITO publishes its files in mcr.microsoft.com/aks/kaito; empty where it does not."""
     gated: bool = False
     base_model: str = ""
     source: Literal["hub", "builtin"] = "hub"

@@ -66,7 +66,7 @@ def judge_references(entry: Entry, manifest: Manifest) -> Iterator[Finding]:
 def _preset(preset: PresetReference, path: Path) -> list[Reference]:
     options, path = preset.preset_options, (*path, "presetOptions")
     token = Reference((*path, "modelAccessSecret"), "Secret", options.model_access_secret, "HF_TOKEN")
-    return [token, *(_pull_secrets(options.image_pull_secrets, path) if options.image else ())]
+    return [token, *_pull_secrets(options.image_pull_secrets, path)]
 
 
 def _pull_secrets(secrets: tuple[str, ...], path: Path) -> list[Reference]:

@@ -73,6 +73,12 @@ class Settings(BaseModel):
         ("kube-system", "monitoring"),
         description="namespaces whose pods may read the metrics of Ray pods, comma-separated",
     )
+    preset_registry: str = Field(
+        "",
+        description="registry folder with KAITO's images of presets or a mirror of it, such as"
+        " mcr.microsoft.com/aks/kaito, to take them from instead of the hub where their licence permits; empty is the"
+        " hub",
+    )
     model_cache_dir: str = Field(
         "",
         pattern=r"^(/[^:]*)?$",

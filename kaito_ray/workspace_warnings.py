@@ -89,7 +89,10 @@ def _preset(preset: PresetReference, path: Path) -> Iterator[Problem]:
     if preset.access_mode == "private" and not options.image:
         yield Problem((*path, "accessMode"), "is private without presetOptions.image, so the model comes from the hub")
     if options.image_pull_secrets and not options.image:
-        yield Problem((*path, "presetOptions", "imagePullSecrets"), "have no effect without presetOptions.image")
+        yield Problem(
+            (*path, "presetOptions", "imagePullSecrets"),
+            "have no effect without presetOptions.image, unless presets come from a registry",
+        )
 
 
 def _version(workspace: Workspace) -> Iterator[Problem]:
