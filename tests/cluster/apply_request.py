@@ -40,13 +40,9 @@ def checked_configuration(call: Call, config: Any) -> Object:
     return config
 
 
-def check_identity(call: Call, old: Object, config: Object) -> None:
-    """Raise Failure (409) when the configuration names another object, or an older version of it."""
-    metadata, before = config["metadata"], old["metadata"]
-    if metadata.get("uid") not in (None, before["uid"]):
-        why = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {before['uid']}"
-        raise failure.conflict(call.resource, call.name, why)
-    if metadata.get("resourceVersion") not in (None, "", before["resourceVersion"]):
+def check_version(call: Call, old: Object, config: Object) -> None:
+    """Raise Failure (409) when the configuration names an older version of the object."""
+    if config["metadata"].get("resourceVersion") not in (None, "", old["metadata"]["resourceVersion"]):
         raise failure.conflict(call.resource, call.name)
 
 

@@ -18,7 +18,7 @@ from celpy.adapter import json_to_cel
 from celpy.celparser import CELParseError
 from celpy.evaluation import CELEvalError
 
-from cluster.failure import Problem
+from cluster.failure import Problem, shown
 from cluster.schema import Node
 
 _RESERVED = {
@@ -32,10 +32,10 @@ logging.getLogger("celpy").setLevel(logging.CRITICAL)
 logging.getLogger("Environment").setLevel(logging.CRITICAL)
 logging.getLogger("Evaluator").setLevel(logging.CRITICAL)
 _REASONS = {
-    "FieldValueInvalid": "Invalid value: {seen}: {message}",
+    "FieldValueInvalid": "Invalid value{seen}: {message}",
     "FieldValueForbidden": "Forbidden: {message}",
     "FieldValueRequired": "Required value: {message}",
-    "FieldValueDuplicate": "Duplicate value: {seen}",
+    "FieldValueDuplicate": "Duplicate value{seen}",
 }
 
 
@@ -123,7 +123,7 @@ def rule_problems(
         if message is not None:
             field = path + rule.get("fieldPath", "") if path else rule.get("fieldPath", "").lstrip(".")
             reason = rule.get("reason", "FieldValueInvalid")
-            seen = json.dumps(node.type or "object")
+            seen = "" if isinstance(value, (dict, list)) else f": {shown(value)}"
             problems.append(Problem(field or "<nil>", reason, _REASONS[reason].format(seen=seen, message=message)))
     return problems
 

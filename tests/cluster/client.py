@@ -119,16 +119,34 @@ class Client:
 
     def install(self, definitions: Iterable[Path], timeout_s: float = 20.0) -> None:
         """Create the CustomResourceDefinitions of files that are not there, and wait until they are served."""
-        for path in definitions:
-            for document in _documents(path):
-                name = document["metadata"]["name"]
-                if self.find(document["apiVersion"], document["kind"], name) is None:
-                    self.create(document)
-                self.wait(
-                    functools.partial(self.get, document["apiVersion"], document["kind"], name),
-                    lambda found: condition_of(found, "Established") == "True",
-                    timeout_s,
-                )
+        self.define((document for path in definitions for document in _documents(path)), timeout_s)
+
+    def define(self, definitions: Iterable[Object], timeout_s: float = 20.0) -> None:
+        """The same with the definitions themselves."""
+        for document in definitions:
+            name = document["metadata"]["name"]
+            if self.find(document["apiVersion"], document["kind"], name) is None:
+                self.create(document)
+            self.wait(
+                functools.partial(self.get, document["apiVersion"], document["kind"], name),
+                lambda found: condition_of(found, "Established") == "True",
+                timeout_s,
+            )
+            self.wait(functools.partial(self._serves, document), bool, timeout_s)
+
+    def _serves(self, definition: Object) -> bool:
+        """Whether every version of a definition can be listed: an established one may take a moment more."""
+        spec = definition["spec"]
+        try:
+            for version in spec["versions"]:
+                if version["served"]:
+                    self.request("GET", f"/apis/{spec['group']}/{version['name']}")
+                    self.request("GET", f"/apis/{spec['group']}/{version['name']}/{spec['names']['plural']}", limit=1)
+        except Refused as refusal:
+            if refusal.code in (404, 429, 503):
+                return False
+            raise
+        return True
 
     def wait(self, read: Callable[[], Any], wanted: Callable[[Any], bool], timeout_s: float = 10.0) -> Any:
         """What `read` gives once it is as wanted; fails with the last of it otherwise."""

@@ -60,11 +60,17 @@ class Deletion:
 
 def _check_preconditions(call: Call, obj: Object, wanted: dict[str, Any]) -> None:
     metadata = obj["metadata"]
-    for key, word, field in (("uid", "UID", "uid"), ("resourceVersion", "ResourceVersion", "resourceVersion")):
+    for key, word, done in (
+        ("uid", "UID", "deleted and then recreated"),
+        ("resourceVersion", "ResourceVersion", "modified"),
+    ):
         value = wanted.get(key)
-        if value is not None and value != metadata[field]:
-            why = f"Precondition failed: {word} in precondition: {value}, {word} in object meta: {metadata[field]}"
-            raise failure.conflict(call.resource, call.name, why)
+        if value is not None and value != metadata[key]:
+            why = (
+                f"the {word} in the precondition ({value}) does not match the {word} in record ({metadata[key]}). "
+                f"The object might have been {done}"
+            )
+            raise failure.precondition_failed(call.resource, call.name, why)
 
 
 def _grace(call: Call, obj: Object, options: dict[str, Any]) -> int:

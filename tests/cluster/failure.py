@@ -91,6 +91,13 @@ def conflict(resource: Resource, name: str, why: str = STALE) -> Failure:
     return Failure("Conflict", message, details=_details(resource, name))
 
 
+def precondition_failed(resource: Resource, name: str, why: str) -> Failure:
+    """409 for a deletion; the kind stands where elsewhere the resource does."""
+    kind = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+    message = f'Operation cannot be fulfilled on {kind} "{name}": {why}'
+    return Failure("Conflict", message, details={**_details(resource, name), "kind": resource.kind})
+
+
 def apply_conflict(message: str, causes: Causes) -> Failure:
     """409 for a server-side apply that would take fields from other managers."""
     return Failure("Conflict", message, details={"causes": causes})
@@ -142,6 +149,14 @@ def invalid(resource: Resource, name: str, problems: "Sequence[Problem]") -> Fai
     return Failure(
         "Invalid", f'{kind} "{name}" is invalid: {text}', details={**details, "kind": resource.kind, "causes": causes}
     )
+
+
+def not_updatable(resource: Resource, name: str, problems: "Sequence[Problem]") -> Failure:
+    """422 for an update that says too little about the version it is based on; it names the resource, not the kind."""
+    refused = invalid(resource, name, problems)
+    refused.status["message"] = f'{resource.qualified} "{name}" is invalid: {", ".join(map(str, problems))}'
+    refused.status["details"]["kind"] = resource.plural
+    return refused
 
 
 class Problem:

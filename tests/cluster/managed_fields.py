@@ -83,7 +83,7 @@ def encode_owners(owners: Owners) -> list[Object]:
             "manager": who.name,
             "operation": who.operation,
             "apiVersion": owned.api_version,
-            "time": owned.time,
+            **({"time": owned.time} if owned.time else {}),
             "fieldsType": "FieldsV1",
             "fieldsV1": owned.fields_v1(),
         }
@@ -96,7 +96,10 @@ def encode_owners(owners: Owners) -> list[Object]:
 def updated(
     node: Node, old: Object, new: Object, owners: Owners, who: Manager, version: str, ignored: Paths, now: str
 ) -> Owners:
-    """The owners after a create, update or patch by `who`, who takes every field it changed."""
+    """The owners after a create, update or patch by `who`, who takes every field it changed.
+
+    An object nobody owns anything of, since its managedFields were cleared, is not asked about until its first apply.
+    """
     difference = compare(node, old, new)
     changed = _owned(difference.added | difference.modified, ignored)
     touched = difference.added | difference.modified | difference.removed
@@ -144,8 +147,9 @@ def applied(
             result[manager] = (
                 owned if len(rest) == len(owned.fields) else Ownership(rest, owned.api_version, owned.time)
             )
-    if before and before.fields == claimed and not changed and not difference.removed:
-        result[who] = before
+    if not changed and not difference.removed:
+        same = before is not None and before.fields == claimed
+        result[who] = before if before and same else Ownership(claimed, version, before.time if before else "")
     return merged, result
 
 

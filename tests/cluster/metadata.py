@@ -33,7 +33,7 @@ def name_problem(resource: Resource, name: str) -> str:
     if resource.plural == "namespaces" and not resource.group:
         return _label_problem(name, _LABEL)
     if len(name) > 253:
-        return "must be no more than 253 bytes"
+        return "must be no more than 253 characters"
     if not re.fullmatch(_SUBDOMAIN, name):
         return (
             "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must "
@@ -45,7 +45,7 @@ def name_problem(resource: Resource, name: str) -> str:
 
 def _label_problem(name: str, pattern: str) -> str:
     if len(name) > 63:
-        return "must be no more than 63 bytes"
+        return "must be no more than 63 characters"
     if re.fullmatch(pattern, name):
         return ""
     if pattern == _LABEL_1035:

@@ -125,7 +125,9 @@ def _parse_fields(resource: Resource, text: str) -> list[tuple[str, bool, str]]:
         if path not in ("metadata.name", "metadata.namespace", *FIELDS.get(resource.plural, ())) and not any(
             "." + path.lstrip(".") == column for column in resource.selectable_fields
         ):
-            raise bad_request(f"field label not supported: {path}")
+            if resource.custom or resource.plural in FIELDS:
+                raise bad_request(f"field label not supported: {path}")
+            raise bad_request(f'"{path}" is not a known field selector: only "metadata.name", "metadata.namespace"')
         found.append((path, match[2] != "!=", match[3]))
     return found
 

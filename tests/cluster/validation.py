@@ -34,7 +34,7 @@ def validate(node: Node, value: Any, old: Any = MISSING) -> list[Problem]:
     _validate(node, value, old, "", problems)
     rules: list[Problem] = []
     if any(problem.reason in _BLOCKING for problem in problems):
-        rules.append(Problem("<nil>", "FieldValueInvalid", f'Invalid value: "null": {_SKIPPED_RULES}'))
+        rules.append(Problem("<nil>", "FieldValueInvalid", f"Invalid value: null: {_SKIPPED_RULES}"))
     else:
         _rules(node, value, old, "", rules)
     return problems + rules

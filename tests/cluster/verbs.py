@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from cluster import failure
 from cluster.addresses import Addresses
-from cluster.apply_request import check_identity, checked_configuration
+from cluster.apply_request import check_version, checked_configuration
 from cluster.builtin_default import fill_builtin
 from cluster.builtin_validation import builtin_problems
 from cluster.call import Call, now
@@ -91,9 +91,9 @@ class Verbs:
             return await self._create(call, obj, None)
         if not obj["metadata"].get("resourceVersion") and (resource.custom or resource.plural in _CONDITIONAL):
             problem = Problem(
-                "metadata.resourceVersion", "FieldValueInvalid", "Invalid value: 0x0: must be specified for an update"
+                "metadata.resourceVersion", "FieldValueInvalid", "Invalid value: 0: must be specified for an update"
             )
-            raise failure.invalid(resource, call.name, [problem])
+            raise failure.not_updatable(resource, call.name, [problem])
         return await self._write(call, lambda _: Made(json.loads(json.dumps(obj))))
 
     async def patch(self, call: Call, content_type: str, patch: Any) -> Entry:
@@ -128,13 +128,17 @@ class Verbs:
         """Server-side apply; True when it created the object."""
         config = checked_configuration(call, config)
         if self.store.get(call.resource.table, call.namespace, call.name) is None:
-            if call.subresource or config["metadata"].get("uid"):
+            if call.subresource:
                 raise failure.not_found(call.resource, call.name)
+            if config["metadata"].get("uid"):
+                uid = config["metadata"]["uid"]
+                why = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                raise failure.conflict(call.resource, call.name, why)
             obj = self._decoded(call, json.loads(json.dumps(config)))
             return await self._create(call, obj, config), True
 
         def make(old: Object) -> Made:
-            check_identity(call, old, config)
+            check_version(call, old, config)
             return Made(from_storage(old, call.resource.api_version), config)
 
         return await self._write(call, make), False
@@ -189,7 +193,8 @@ class Verbs:
             if _same(prepared, old) and _same_owners(owners, current.managed):
                 prepared = old
             else:
-                prepared["metadata"]["managedFields"] = encode_owners(owners)
+                if owners:
+                    prepared["metadata"]["managedFields"] = encode_owners(owners)
             mutated = await self._mutated(call, prepared, old)
             if mutated is not old:
                 self._check(call, mutated, old)
@@ -224,6 +229,9 @@ class Verbs:
         obj = made.obj
         if made.config is not None:
             bare = _bare(old)
+            if not owners:
+                before = Manager("before-first-apply", "Update", resource.api_version, call.subresource)
+                owners = updated(resource.schema, {}, bare, {}, before, resource.api_version, ignored, now())
             merged, owners = applied(
                 resource.schema, bare, made.config, owners, who, resource.api_version, ignored, now(), call.force
             )
@@ -231,10 +239,12 @@ class Verbs:
             self._fill(resource, obj)
         obj["metadata"].pop("managedFields", None)
         obj["metadata"].pop("resourceVersion", None)
+        if call.subresource == "status" and resource.custom:
+            obj["metadata"] = dict(old["metadata"])
         problems = carried_over(obj, old)
         prepared = prepare_update(resource, call.subresource, obj, old)
         prepared["metadata"] = {key: value for key, value in prepared["metadata"].items() if key != "managedFields"}
-        if made.config is None:
+        if made.config is None and owners:
             bare = _bare(old)
             prepared["metadata"].pop("resourceVersion", None)
             owners = updated(resource.schema, bare, prepared, owners, who, resource.api_version, ignored, now())
@@ -262,7 +272,13 @@ class Verbs:
         if metadata.get("resourceVersion") not in (None, "", before["resourceVersion"]):
             raise failure.conflict(call.resource, call.name)
         if call.verb == "update" and metadata.get("uid") not in (None, "", before["uid"]):
-            why = f"Precondition failed: UID in precondition: {metadata['uid']}, UID in object meta: {before['uid']}"
+            group = f"{call.resource.group}/" if call.resource.custom else ""
+            place = "/".join(filter(None, (f"{group}{call.resource.plural}", call.namespace, call.name)))
+            why = (
+                f"StorageError: invalid object, Code: 4, Key: /registry/{place}, ResourceVersion: 0, "
+                f"AdditionalErrorMsg: Precondition failed: UID in precondition: {metadata['uid']}, "
+                f"UID in object meta: {before['uid']}"
+            )
             raise failure.conflict(call.resource, call.name, why)
 
     def _decoded(self, call: Call, body: Any) -> Object:

@@ -24,6 +24,8 @@ from cluster.failure import Failure
 from cluster.resource import Object, Registry, Resource
 from cluster.selector import object_selector
 
+# OpenSSL's X509_V_ERR_ codes.
+_SIGNATURE, _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN, _NO_ISSUER = 7, 18, 19, 20
 _OPERATIONS = {
     "create": "CREATE",
     "update": "UPDATE",
@@ -174,6 +176,9 @@ class Caller:
                 review_back = await answer.json(content_type=None)
         except TimeoutError as error:
             raise Unreachable(f'failed to call webhook: Post "{shown}": context deadline exceeded') from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            why = f"tls: failed to verify certificate: x509: {_untrusted(error.certificate_error)}"
+            raise Unreachable(f'failed to call webhook: Post "{shown}": {why}') from error
         except (aiohttp.ClientError, ssl.SSLError, OSError, ValueError) as error:
             raise Unreachable(f'failed to call webhook: Post "{shown}": {error}') from error
         except asyncio.CancelledError:
@@ -200,6 +205,13 @@ class Caller:
         if base is None:
             raise Unreachable(f'failed to call webhook: Post "{shown}": service "{service["name"]}" not found')
         return base.rstrip("/") + path, shown, host
+
+
+def _untrusted(error: Exception) -> str:
+    """Why a certificate was not accepted, in Go's words where it is for the usual reason."""
+    code = error.verify_code if isinstance(error, ssl.SSLCertVerificationError) else 0
+    unknown = code in (_SIGNATURE, _SELF_SIGNED, _SELF_SIGNED_IN_CHAIN, _NO_ISSUER)
+    return "certificate signed by unknown authority" if unknown else str(error)
 
 
 def _trust(bundle: str) -> ssl.SSLContext:

@@ -113,15 +113,7 @@ DEFINITION: Object = {
 
 def install_widgets(client: Client) -> None:
     """Have the cluster serve widgets."""
-    if client.find(DEFINITION["apiVersion"], DEFINITION["kind"], DEFINITION["metadata"]["name"]) is None:
-        client.create(DEFINITION)
-    client.wait(
-        lambda: client.get(DEFINITION["apiVersion"], DEFINITION["kind"], DEFINITION["metadata"]["name"]),
-        lambda found: any(
-            one["type"] == "Established" and one["status"] == "True"
-            for one in (found.get("status") or {}).get("conditions") or ()
-        ),
-    )
+    client.define([DEFINITION])
 
 
 def remove_widgets(client: Client) -> None:

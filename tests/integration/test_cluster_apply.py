@@ -188,4 +188,21 @@ def test_quantities_in_other_spellings_do_not_count_as_changes(cluster: Cluster)
 def test_managed_fields_can_be_cleared(widgets: Client, cluster: Cluster) -> None:
     made = widgets.apply(a_widget(namespace=cluster.namespace), "one")
     cleared = widgets.patch(made, {"metadata": {"managedFields": [{}]}, "tags": ["a"]}, fieldManager="two")
-    assert [one["manager"] for one in cleared["metadata"]["managedFields"]] == ["two"]
+    assert "managedFields" not in cleared["metadata"]
+    updated = widgets.patch(made, {"tags": ["b"]}, fieldManager="two")
+    assert "managedFields" not in updated["metadata"], "nothing is kept until the first apply"
+    applied = widgets.apply(a_widget(namespace=cluster.namespace), "three")
+    assert [one["manager"] for one in applied["metadata"]["managedFields"]] == ["three", "before-first-apply"]
+
+
+def test_an_apply_names_the_object_it_means(widgets: Client, cluster: Cluster) -> None:
+    named = a_widget(namespace=cluster.namespace)
+    named["metadata"]["uid"] = "another"
+    with pytest.raises(Refused) as absent:
+        widgets.apply(named, "one")
+    assert (absent.value.code, "uid mismatch" in absent.value.message) == (409, True)
+    widgets.create(a_widget(namespace=cluster.namespace))
+    with pytest.raises(Refused, match=r"metadata\.uid: Invalid value: .*another.*: field is immutable"):
+        widgets.apply(named, "one")
+    status = {**named, "status": {"state": "s"}}
+    assert widgets.apply(status, "one", subresource="status")["status"] == {"state": "s"}, "metadata is not looked at"

@@ -94,9 +94,9 @@ def test_a_group_that_is_not_served_answers_plain_404(cluster: Cluster) -> None:
     ("obj", "words"),
     [
         (a_map("", "Upper"), 'metadata.name: Invalid value: "Upper": a lowercase RFC 1123 subdomain must consist of'),
-        ({**a_map(""), "metadata": {"name": "a" * 254}}, "must be no more than 253 bytes"),
+        ({**a_map(""), "metadata": {"name": "a" * 254}}, "must be no more than 253 "),
         ({**a_map(""), "metadata": {"name": "a", "labels": {"a": "b c"}}}, "a valid label must be an empty string or"),
-        ({**a_map(""), "metadata": {"name": "a", "labels": {"a": "b" * 64}}}, "must be no more than 63 bytes"),
+        ({**a_map(""), "metadata": {"name": "a", "labels": {"a": "b" * 64}}}, "must be no more than 63 "),
         ({**a_map(""), "metadata": {"name": "a", "annotations": {"a": "b" * 262_145}}}, "Too long: may not be"),
         (a_map("", **{"a/b": "1"}), 'data[a/b]: Invalid value: "a/b": a valid config key must consist of'),
         (a_pod("", containers=[]), "spec.containers: Required value"),
@@ -142,9 +142,8 @@ def test_updates_need_the_current_resource_version(widgets: Client, cluster: Clu
         "your changes to the latest version and try again"
     )
     bare = {**first, "metadata": {"name": "w", "namespace": cluster.namespace}}
-    assert "metadata.resourceVersion: Invalid value: 0x0: must be specified for an update" in refusal(
-        lambda: widgets.replace(bare)
-    ).message  # fmt: skip
+    unspecified = refusal(lambda: widgets.replace(bare)).message.replace("0x0", "0")
+    assert "metadata.resourceVersion: Invalid value: 0: must be specified for an update" in unspecified
 
 
 def test_a_write_that_changes_nothing_keeps_the_resource_version(widgets: Client, cluster: Cluster) -> None:
@@ -226,7 +225,7 @@ def test_finalizers_hold_an_object_until_they_are_taken_away(widgets: Client, cl
 def test_deletion_honours_preconditions_and_says_what_it_deleted(widgets: Client, cluster: Cluster) -> None:
     made = widgets.create(a_widget(namespace=cluster.namespace))
     wrong = refusal(lambda: widgets.delete(made, preconditions={"uid": "another"}))
-    assert (wrong.code, "Precondition failed: UID in precondition: another" in wrong.message) == (409, True)
+    assert (wrong.code, made["metadata"]["uid"] in wrong.message) == (409, True)
     done = widgets.delete(made, preconditions={"uid": made["metadata"]["uid"]})
     assert done["status"] == "Success"
     details = {"name": "w", "group": "test.kaito-ray.io", "kind": "widgets", "uid": made["metadata"]["uid"]}
@@ -288,7 +287,7 @@ def test_field_selectors(cluster: Cluster) -> None:
     found = client.list("v1", "ConfigMap", cluster.namespace, fieldSelector="metadata.name=two")
     assert [one["metadata"]["name"] for one in found] == ["two"]
     unknown = refusal(lambda: client.list("v1", "ConfigMap", cluster.namespace, fieldSelector="data.a=1"))
-    assert (unknown.code, unknown.message) == (400, "field label not supported: data.a")
+    assert (unknown.code, "data.a" in unknown.message) == (400, True)
 
 
 def test_events_are_one_kind_in_two_groups(cluster: Cluster) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Custom resources on the test cluster: defaults, pruning, validation and CEL rules of their definition."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,15 +93,16 @@ def test_violations_are_refused_with_kubernetes_words(
 def test_all_violations_come_at_once(widgets: Client, cluster: Cluster) -> None:
     seen = refusal(lambda: widgets.create(a_widget(namespace=cluster.namespace, size={"unit": "ell", "count": 0})))
     fields = [cause["field"] for cause in seen.status["details"]["causes"]]
-    assert fields == ["size.unit", "size.count", "<nil>"] or fields == ["size.count", "size.unit", "<nil>"]
+    assert sorted(fields) == ["<nil>", "size.count", "size.unit"]
     assert "some validation rules were not checked because the object was invalid" in seen.message
 
 
 @pytest.mark.parametrize("sides", [{"left": {}, "right": {}}, {"left": None}])
 def test_cel_rules_hold(widgets: Client, cluster: Cluster, sides: dict[str, Any]) -> None:
     seen = refusal(lambda: widgets.create(a_widget(namespace=cluster.namespace, **sides)))
-    assert seen.message == (
-        'Widget.test.kaito-ray.io "w" is invalid: <nil>: Invalid value: "object": exactly one of left and right'
+    # Kubernetes up to 1.32 names the type of the value in between.
+    assert seen.message.replace(' "object":', "") == (
+        'Widget.test.kaito-ray.io "w" is invalid: <nil>: Invalid value: exactly one of left and right'
     )
 
 
@@ -108,7 +110,7 @@ def test_transition_rules_compare_with_the_old_object(widgets: Client, cluster: 
     made = widgets.create(a_widget(namespace=cluster.namespace))
     widgets.patch(made, {"size": {"count": 2}})
     unit = refusal(lambda: widgets.patch(made, {"size": {"unit": "inch"}}))
-    assert 'size.unit: Invalid value: "string": unit is immutable' in unit.message
+    assert re.search(r'size.unit: Invalid value: "(inch|string)": unit is immutable', unit.message)
     turned = refusal(lambda: widgets.patch(made, {"left": None, "right": {}}))
     assert "sides cannot be changed" in turned.message
 
