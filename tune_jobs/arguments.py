@@ -17,7 +17,7 @@ class _Frozen(BaseModel):
 
 
 class Model(_Frozen):
-    """Where the weights come from (see kaito_ray.plan.ModelSource) and how they are loaded."""
+    """Where the weights are (see kaito_ray.plan.ModelSource; what is fetched is a `path`) and how they are loaded."""
 
     name: str
     """The preset's canonical name, which the adapter carries as its base."""

@@ -21,6 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from kaito_ray.artifacts.cache import hold
+from kaito_ray.artifacts.model_files import find_model
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import KaitoRayError, UserError
 from kaito_ray.local_download import download
@@ -225,6 +227,10 @@ def location(arguments: Arguments) -> str:
         from kaito_ray.tiny_model import model_path
 
         return str(model_path())
+    if arguments.model.kind == "path":
+        folder = Path(arguments.model.reference)
+        hold(folder)
+        return str(find_model(folder))
     return arguments.model.reference
 
 
