@@ -27,6 +27,7 @@ class Replicas:
         self._inside = inside
         self._submitted = submitted
         self._load_s = load_s
+        self._since: dict[tuple[str, str], dict[str, float]] = {}
         self._said: dict[tuple[str, str, str], tuple[Mapping[str, Any], int | None]] = {}
         self.asked: dict[tuple[str, str], int] = {}
 
@@ -50,22 +51,23 @@ class Replicas:
         config, at = submitted
         [application] = yaml.load(config, yaml.CSafeLoader)["applications"]
         [deployment] = application["deployments"]
-        age_s = asyncio.get_running_loop().time() - at
         wanted = deployment["user_config"]["adapters"]
+        # What was loaded already is not loaded again because something else changed.
+        known = self._since.get((namespace, service), {})
+        since = self._since[namespace, service] = {_identity(one): known.get(_identity(one), at) for one in wanted}
         reports = [
             {
                 "replica": f"r{number}",
-                "adapters": [self._adapter(namespace, service, one, number, age_s) for one in wanted],
+                "adapters": [self._adapter(namespace, service, one, number, since[_identity(one)]) for one in wanted],
             }
             for number in range(deployment.get("num_replicas", 1))
         ]
         return json.dumps(reports).encode()
 
-    def _adapter(self, namespace: str, service: str, wanted: Object, number: int, age_s: float) -> Object:
+    def _adapter(self, namespace: str, service: str, wanted: Object, number: int, since: float) -> Object:
         source = wanted["source"]
         digest = source.get("digest") or f"sha256:{hashlib.sha256(json.dumps(source).encode()).hexdigest()}"
-        # A digest that was pinned is loaded already.
-        loading = age_s < self._load_s and "digest" not in source
+        loading = asyncio.get_running_loop().time() < since + self._load_s
         said, replica = self._said.get((namespace, service, wanted["name"]), ({}, None))
         loaded: Object = {"digest": digest, "rank": 16, "size_bytes": 1 << 20, "loaded_at": "2026-01-01T00:00:00+00:00"}
         return {
@@ -76,3 +78,9 @@ class Replicas:
             "error": "",
             **(said if replica in (None, number) else {}),
         }
+
+
+def _identity(adapter: Object) -> str:
+    """An adapter, at whatever digest."""
+    source = {key: value for key, value in adapter["source"].items() if key != "digest"}
+    return json.dumps({**adapter, "source": source}, sort_keys=True)

@@ -2,6 +2,7 @@
 """Adapters of a Workspace from an edit to `status.adapters`, with the operator as a process and a test cluster."""
 
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -29,6 +30,7 @@ from workspace_rig import (
 
 pytestmark = pytest.mark.timeout(120)
 
+ROOT = Path(__file__).resolve().parents[2]
 Object = dict[str, Any]
 TWO_GPUS = "Standard_NC48ads_A100_v4"
 
@@ -85,16 +87,23 @@ def wanted(client: Client, name: str) -> list[Object]:
 
 def status_lines(cluster: TestCluster, name: str) -> dict[str, list[str]]:
     """What `kaito-ray status` prints in lines of a table, by their first word."""
-    shown = subprocess.run(
-        [str(Path(sys.executable).parent / "kaito-ray"), "status", name],
+    shown = run(cluster, "kaito-ray", "status", name)
+    rows = (re.split(r"\s{2,}", line.strip()) for line in shown.splitlines() if line.strip())
+    return {row[0]: row for row in rows}
+
+
+def run(cluster: TestCluster, program: str, *arguments: str) -> str:
+    """What `kubectl` or `kaito-ray` prints."""
+    if program == "kubectl":
+        return kubectl(cluster.kubeconfig, *arguments)
+    return subprocess.run(
+        [str(Path(sys.executable).parent / program), *arguments],
         env={"KUBECONFIG": str(cluster.kubeconfig), "PATH": "/usr/bin:/bin", "COLUMNS": "250"},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
-    )
-    rows = (re.split(r"\s{2,}", line.strip()) for line in shown.stdout.splitlines() if line.strip())
-    return {row[0]: row for row in rows}
+    ).stdout
 
 
 def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, client: Client) -> None:
@@ -201,3 +210,27 @@ def test_once_loaded_nobody_asks_or_writes(cluster: TestCluster, client: Client)
     client.delete(pod)
     client.wait(lambda: asked["default", "quiet"], lambda now: now > count)
     wait_until_ready(client, "quiet")
+
+
+def test_the_readme_tells_what_is_seen(cluster: TestCluster, client: Client) -> None:
+    section = (ROOT / "README.md").read_text().partition("## Adapters come and go\n")[2].partition("\n## ")[0]
+    edit, console = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
+    name = "workspace-phi-3-mini"
+    cluster.set_adapter("default", name, "sql", replica=0, state="Loading", digest="")
+    workspace = two_replicas(cluster, client, name)
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "acr", "namespace": "default"}, "data": {}}
+    client.create({**secret, "type": "Opaque"})
+    client.patch(workspace, {"inference": yaml.safe_load(edit)})
+    client.wait(lambda: adapters(client, name).get("sql", {}).get("loaded"), lambda count: count == 1)
+    for number, part in enumerate(console.split("$ ")[1:]):
+        command, *shown = part.splitlines()
+        if number == 2:
+            cluster.set_adapter("default", name, "sql")
+        said = {comparable(line) for line in run(cluster, *shlex.split(command)).splitlines()}
+        for line in shown:
+            assert line == "..." or comparable(line) in said, f"{command}: {line} is not in {sorted(said)}"
+
+
+def comparable(line: str) -> str:
+    """A line as words, without times and digests."""
+    return " ".join(word for word in line.split() if not re.fullmatch(r"\d+[smh]|[0-9a-f]{12}", word))
