@@ -302,7 +302,7 @@ def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: TestC
     resumed = replace(STARTED, attempt=2, resumed_from=20)
     cluster.set_running("default", name, replace(running(DATA, resumed), failures=1))
     cluster.set_node("gpu-retried", gpus=1)
-    client.wait(lambda: get(client, "retried")["status"]["tuning"].get("resumedFrom"), is_20)
+    client.wait(lambda: get(client, "retried")["status"]["tuning"].get("resumedFrom"), is_20, 30)
     assert get(client, "retried")["status"]["tuning"].items() >= {"state": "Training", "attempt": 2, "step": 20}.items()
     cluster.set_running("default", name, replace(finished(), failures=1))
     wait_until_ready(client, "retried")
@@ -319,7 +319,7 @@ def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: TestClus
     (before,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
     cluster.set_running("default", "", finished())
     client.create(a_tuning(cluster, "teacher", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
-    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {DIGEST}.__contains__)
+    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {DIGEST}.__contains__, 30)
     assert adapters(client, "serves")[0]["source"]["image"] == "registry.example.com/phi:0.0.1"
     assert client.get("v1", "Secret", "serves-registry", "default")["data"] == {"push.json": "e30="}
     wait_for(client, "serves", "AdaptersReady")
@@ -331,7 +331,7 @@ def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: TestClus
     later = "sha256:" + "c" * 64
     wait_for(client, "teacher", "JobStarted")
     script(cluster, "teacher", finished(later))
-    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {later}.__contains__)
+    client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {later}.__contains__, 30)
     (after,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
