@@ -221,7 +221,23 @@ async def test_a_bad_replacement_leaves_the_good_version(rig: Rig) -> None:
     state = (await rig.apply(("a", an_adapter(rig.folder / "two", rank=128))))["a"]
     assert (state["state"], state["reason"]) == ("Failed", Reason.RANK_TOO_HIGH)
     assert (state["digest"], state["rank"]) == (before["digest"], 8)
+    assert state["source"] == {"path": str(rig.folder / "two")}  # what is asked for, and not had
     assert rig.answering()["a"] == path
+
+
+async def test_the_digest_that_was_found_can_be_pinned_without_a_reload(rig: Rig) -> None:
+    one = an_adapter(rig.folder / "one")
+    found = (await rig.apply(("a", one)))["a"]
+    number = rig.models.lora_requests["a"].lora_int_id
+    pinned = {"path": str(one), "digest": found["digest"]}
+    asked = asyncio.create_task(rig.apply(("a", pinned)))
+    await asyncio.sleep(0)
+    assert rig.states()["a"] == {**found, "source": pinned}  # at no moment is it on its way
+    await asked
+    assert rig.models.lora_requests["a"].lora_int_id == number
+    other = (await rig.apply(("a", {**pinned, "digest": f"sha256:{'0' * 64}"})))["a"]
+    assert (other["state"], other["reason"]) == ("Failed", Reason.DIGEST_MISMATCH)
+    assert rig.models.lora_requests["a"].lora_int_id == number
 
 
 async def test_an_adapter_without_effect_is_flagged(rig: Rig) -> None:
