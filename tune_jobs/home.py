@@ -12,6 +12,7 @@ other starts anew, beside it. Called by qlora.py.
 
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +33,13 @@ class Home:
 
     @classmethod
     def of(cls, arguments: Arguments) -> "Home":
-        """The job's folder, made if it is not there."""
+        """The job's folder, made if it is not there; raises UserError where it cannot be."""
         root = arguments.output.folder.absolute() / HIDDEN / arguments.name
-        (root / "data").mkdir(parents=True, exist_ok=True)
+        try:
+            (root / "data").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            why = f"{error.strerror or error}, as user {os.getuid()} of group {os.getgid()}"
+            raise UserError(f"tuning.output cannot be written: {why}", reason="OutputNotWritable") from None
         return cls(root)
 
     @property

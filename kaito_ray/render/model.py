@@ -13,7 +13,7 @@ from typing import Any
 from kaito_ray import names
 from kaito_ray.plan import ModelSource, ModelVolume, PodSize, Target
 from kaito_ray.render.metadata import KubeObject
-from kaito_ray.render.pods import CONTAINER_SECURITY, USER, USER_NAME, fetch_env, hub_token, init_container
+from kaito_ray.render.pods import USER_NAME, fetch_env, hub_token, init_container, take_over
 from kaito_ray.render.volumes import CACHE, Mount, gathered
 from kaito_ray.settings import Settings
 
@@ -64,7 +64,7 @@ def model_parts(target: Target, image: str, hub_secret: str | None, settings: Se
     fetch["command"] = ["python", "-m", names.MODEL_FETCH_MODULE, _wish(target, settings)]
     fetch["env"] = [*fetch["env"], *(hub_token(hub_secret) if source.kind == "hub" else ())]
     fetch["terminationMessagePolicy"] = "FallbackToLogsOnError"
-    before = (_prepare(image, models), fetch) if volume.kind == "node" else (fetch,)
+    before = (take_over("prepare-cache", image, models), fetch) if volume.kind == "node" else (fetch,)
     return ModelParts((replace(models, read_only=True),), private, before)
 
 
@@ -101,16 +101,3 @@ def _cache(volume: ModelVolume, weights_gib: float) -> KubeObject:
         "storageClassName": volume.reference,
     }
     return {"ephemeral": {"volumeClaimTemplate": {"spec": spec}}}
-
-
-def _prepare(image: str, models: Mount) -> KubeObject:
-    """The kubelet makes the folder of a node as root's own; whoever fetches is nobody in particular."""
-    prepare = init_container("prepare-cache", image, {}, (models,), PodSize(0.1, 0.125))
-    prepare["command"] = ["chown", f"{USER}:{USER}", models.path]
-    prepare["securityContext"] = {
-        **CONTAINER_SECURITY,
-        "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
-        "runAsUser": 0,
-        "runAsNonRoot": False,
-    }
-    return prepare

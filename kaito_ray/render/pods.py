@@ -29,6 +29,8 @@ TOLERATIONS = (
     {"key": "kubernetes.azure.com/scalesetpriority", "operator": "Equal", "value": "spot", "effect": "NoSchedule"},
 )
 CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+# A volume that even root may not change, such as an export of NFS, is left to say so itself.
+_TAKE_OVER = 'if [ "$(stat -c %u "$0")" = 0 ]; then chown "$1" "$0" || true; fi'
 _POD_SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": USER,
@@ -113,6 +115,23 @@ def init_container(name: str, image: str, env: Mapping[str, str], mounts: Sequen
     container = _container(name, image, env, mounts, ())
     del container["ports"]
     return {**container, "resources": _resources(size)}
+
+
+def take_over(name: str, image: str, mount: Mount) -> KubeObject:
+    """An init container that makes a folder of the node writable for the pod's user.
+
+    The kubelet makes such folders as root's own, and `fsGroup` does not reach them. One that belongs to somebody else
+    already stays as it is.
+    """
+    container = init_container(name, image, {}, (mount,), PodSize(0.1, 0.125))
+    container["command"] = ["/bin/sh", "-c", _TAKE_OVER, mount.path, f"{USER}:{USER}"]
+    container["securityContext"] = {
+        **CONTAINER_SECURITY,
+        "capabilities": {"drop": ["ALL"], "add": ["CHOWN"]},
+        "runAsUser": 0,
+        "runAsNonRoot": False,
+    }
+    return container
 
 
 def pod_env(env: Mapping[str, str]) -> dict[str, str]:

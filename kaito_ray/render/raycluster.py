@@ -27,13 +27,14 @@ def ray_cluster(
     autoscaler: bool = False,
     serves: bool = False,
     hub_secret: str | None = None,
+    before: Sequence[KubeObject] = (),
     settings: Settings,
 ) -> KubeObject:
     """The `rayClusterConfig` of a RayService or `rayClusterSpec` of a RayJob.
 
     `groups` is the least and greatest number of worker replicas, each `hosts` pods that live and die together. With
     `autoscaler` Ray moves between the two, and `replicas` is left to it. `hub_secret` has the token with which a model
-    of the hub is fetched.
+    of the hub is fetched, `before` are more containers that run before Ray.
     """
     env = pod_env(env)
     model = model_parts(target, image, hub_secret, settings)
@@ -52,7 +53,7 @@ def ray_cluster(
             (*mounts, *model.mounts),
             serves=serves,
             private=model.private,
-            before=model.before,
+            before=(*model.before, *before),
             pull_secrets=model.pull_secrets,
         ),
     }

@@ -12,9 +12,9 @@ import json
 from kaito_ray import names
 from kaito_ray.plan import TunePlan
 from kaito_ray.render.metadata import KubeObject, metadata
-from kaito_ray.render.pods import fetch_env
+from kaito_ray.render.pods import fetch_env, take_over
 from kaito_ray.render.raycluster import ray_cluster
-from kaito_ray.render.volumes import tune_mounts
+from kaito_ray.render.volumes import OUTPUT, tune_mounts
 from kaito_ray.settings import Settings
 
 _RETRIES = 2
@@ -38,6 +38,8 @@ def ray_job_name(plan: TunePlan) -> str:
 
 def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) -> KubeObject:
     """The RayJob called `name`, with its checkpoints on `claim`."""
+    mounts = tune_mounts(plan, name, claim)
+    on_node = [mount for mount in mounts if mount.name == OUTPUT and "hostPath" in mount.source]
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
@@ -67,9 +69,10 @@ def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) ->
                 plan,
                 settings.tune_image,
                 {**_ENV, **fetch_env(settings)},
-                tune_mounts(plan, name, claim),
+                mounts,
                 groups=(plan.nodes, plan.nodes),
                 hub_secret=plan.hf_token_secret,
+                before=[take_over("prepare-output", settings.tune_image, mount) for mount in on_node],
                 settings=settings,
             ),
         },

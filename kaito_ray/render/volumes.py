@@ -16,6 +16,8 @@ from kaito_ray.serve_config import API_KEYS_DIR
 
 # Readable by the group that pods run with (fsGroup), by nobody else.
 _SECRET_MODE = 0o440
+OUTPUT = "output"
+"""The volume that a job's checkpoints and adapter are on."""
 _NAME_MAX = 63
 
 
@@ -63,12 +65,12 @@ def tune_mounts(plan: TunePlan, job: str, claim: str | None) -> tuple[Mount, ...
     if source := plan.input.get("volumeSource"):
         mounts.append(Mount("data", source, names.TUNE_DATA_DIR))
     if source := plan.output.get("volumeSource"):
-        mounts.append(Mount("output", source, names.TUNE_OUTPUT_DIR, read_only=False))
+        mounts.append(Mount(OUTPUT, source, names.TUNE_OUTPUT_DIR, read_only=False))
     elif claim:
         source = {"persistentVolumeClaim": {"claimName": claim}}
-        mounts.append(Mount("output", source, names.TUNE_OUTPUT_DIR, read_only=False))
+        mounts.append(Mount(OUTPUT, source, names.TUNE_OUTPUT_DIR, read_only=False))
     else:
-        mounts.append(Mount("output", {"emptyDir": {}}, names.TUNE_OUTPUT_DIR, read_only=False))
+        mounts.append(Mount(OUTPUT, {"emptyDir": {}}, names.TUNE_OUTPUT_DIR, read_only=False))
     return tuple(mounts)
 
 

@@ -109,3 +109,13 @@ async def test_two_urls_with_one_file_name_are_not_half_of_the_data(tmp_path: Pa
         arguments = with_urls(tmp_path, f"{base}/first/chats.jsonl", f"{base}/second/chats.jsonl")
         with pytest.raises(ArtifactRefused, match=r"two of the urls have the file name chats\.jsonl"):
             await asyncio.to_thread(prepare, arguments, Home.of(arguments), None, LOCAL)
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = a_job_file(tmp_path)
+    (tmp_path / "output" / ".kaito-ray").write_text("in the way of the folder")
+    assert main(file) == 1
+    *_, last = parse_events(capsys.readouterr().out)
+    assert isinstance(last, Failed)
+    assert last.reason == "OutputNotWritable"
+    assert "tuning.output cannot be written: Not a directory, as user " in last.message

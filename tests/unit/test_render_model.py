@@ -111,7 +111,7 @@ def test_the_folder_of_a_node_is_made_writable_and_limited() -> None:
     [volume] = [volume for volume in spec["volumes"] if volume["name"] == "model"]
     assert volume["hostPath"] == {"path": "/mnt/nvme/models", "type": "DirectoryOrCreate"}
     prepare, fetch = spec["initContainers"]
-    assert prepare["command"] == ["chown", "1000:1000", "/var/lib/kaito-ray/models"]
+    assert prepare["command"][-2:] == ["/var/lib/kaito-ray/models", "1000:1000"]
     assert prepare["securityContext"]["runAsUser"] == 0
     assert prepare["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
     assert json.loads(fetch["command"][3])["limit_gib"] == 500

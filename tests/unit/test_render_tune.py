@@ -149,6 +149,16 @@ def test_registry_secrets_lie_as_files_and_their_values_nowhere() -> None:
     assert "/etc/kaito-ray/push" not in mounted(TO_VOLUME)
 
 
+def test_a_folder_of_the_node_can_be_written() -> None:
+    output = {"volumeSource": {"hostPath": {"path": "/srv/adapters", "type": "DirectoryOrCreate"}}}
+    pod = worker(a_tune_plan(output=output))
+    prepare = next(one for one in pod["initContainers"] if one["name"] == "prepare-output")
+    assert prepare["command"][-2:] == ["/mnt/output", "1000:1000"]
+    assert prepare["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["CHOWN"]}
+    elsewhere = worker(FROM_IMAGE).get("initContainers", [])
+    assert "prepare-output" not in [one["name"] for one in elsewhere]
+
+
 def test_gpus_are_free_soon_after_the_job_ended() -> None:
     spec = by_kind(a_tune_plan())["RayJob"]["spec"]
     delays = {
