@@ -2,6 +2,7 @@
 """An inference Workspace, its preset and size in; a ServePlan out. Called by plan.plan()."""
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from kaito_ray.sku import Sizes, Sku
 from kaito_ray.workspace import Adapter, Inference, Workspace
 
 ADAPTERS_DIR = "/mnt/adapters"
+# The address of an adapter's page stands for the files of its repository.
+_HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([\w.-]+))?/?", re.ASCII)
 
 
 def plan_serve(
@@ -131,7 +134,7 @@ def _placement(sku: Sku, sizing: Sizing, node_cpus: float) -> Placement:
 
 
 def _adapter(adapter: Adapter, *, local: bool) -> AdapterPlan:
-    """The adapter as a replica stages it: a mounted folder, an image, addresses, or a tuning Workspace."""
+    """The adapter as a replica stages it: a folder, an image, addresses, a page of the hub, or a tuning Workspace."""
     source = adapter.source
     value: dict[str, Any]
     if source.volume_source:
@@ -139,6 +142,8 @@ def _adapter(adapter: Adapter, *, local: bool) -> AdapterPlan:
         value = {"path": host["path"] if host else f"{ADAPTERS_DIR}/{source.name}"}
     elif source.image:
         value = {"image": source.image}
+    elif len(source.urls) == 1 and (page := _HUB_PAGE.fullmatch(source.urls[0])):
+        value = {"hub": page[1], "revision": page[2]} if page[2] else {"hub": page[1]}
     elif source.urls:
         value = {"urls": list(source.urls)}
     else:

@@ -215,6 +215,12 @@ def test_autoscaling_gets_nodes_for_the_most_copies() -> None:
     [
         ({"image": "registry.example.com/a:1", "imagePullSecrets": ["pull"]}, {"image": "registry.example.com/a:1"}),
         ({"urls": ["https://example.com/a.tar.gz"]}, {"urls": ["https://example.com/a.tar.gz"]}),
+        ({"urls": ["https://huggingface.co/org/sql-lora"]}, {"hub": "org/sql-lora"}),
+        ({"urls": ["https://huggingface.co/org/sql-lora/tree/v2/"]}, {"hub": "org/sql-lora", "revision": "v2"}),
+        (
+            {"urls": ["https://huggingface.co/org/sql-lora/resolve/main/a.zip"]},
+            {"urls": ["https://huggingface.co/org/sql-lora/resolve/main/a.zip"]},
+        ),
         ({"workspace": "tuned"}, {"workspace": "tuned"}),
         ({"volumeSource": {"persistentVolumeClaim": {"claimName": "a"}}}, {"path": "/mnt/adapters/legal"}),
     ],
