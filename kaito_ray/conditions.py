@@ -12,6 +12,7 @@ from kaito_ray.kuberay import RayApplication, RayServiceStatus
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod, Trouble
+from kaito_ray.serve_message import sentence
 from kaito_ray.verdict import Verdict
 
 PENDING = "WorkspaceInferenceStatusPending"
@@ -117,7 +118,7 @@ def _not_serving(service: RayServiceStatus, observed: Observed) -> Verdict:
     broken = next((one for one in applications if one.status in _BROKEN), None)
     if broken is not None:
         reason = "DeployFailed" if broken.status == "DEPLOY_FAILED" else "Unhealthy"
-        return Verdict(False, reason, f"Serve application {broken.name}: {broken.text or broken.status}")
+        return Verdict(False, reason, f"Serve application {broken.name}: {sentence(broken.text) or broken.status}")
     return Verdict(False, PENDING, _progress(service, observed, applications))
 
 
@@ -127,7 +128,8 @@ def _progress(service: RayServiceStatus, observed: Observed, applications: list[
         return "KubeRay has not looked at the newest specification yet"
     deploying = next((one for one in applications if one.status != "RUNNING"), None)
     if deploying is not None:
-        return f"Serve application {deploying.name} is {deploying.status}: {deploying.text or 'the model is loading'}"
+        text = sentence(deploying.text) or "the model is loading"
+        return f"Serve application {deploying.name} is {deploying.status}: {text}"
     if applications and service.holds("UpgradeInProgress"):
         return "a second Ray cluster takes over"
     if applications:

@@ -10,7 +10,6 @@ import ctypes
 import functools
 import logging
 import os
-import re
 import secrets
 import shutil
 import signal
@@ -27,6 +26,7 @@ import psutil
 
 from kaito_ray import names
 from kaito_ray.errors import CannotRun
+from kaito_ray.serve_message import sentence
 
 _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 _OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the default is 30 % of the memory
@@ -154,7 +154,7 @@ class LocalRay:
             if status == "RUNNING":
                 return
             if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                raise CannotRun(f"the engine did not start: {_cause(message)}")
+                raise CannotRun(f"the engine did not start: {sentence(message) or 'no reason was given'}")
             note(status.lower().replace("_", " "))
             time.sleep(_POLL_S)
 
@@ -200,11 +200,3 @@ class LocalRay:
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason was given"
-
-
-def _cause(message: str) -> str:
-    """The last exception named in a Serve message, which repeats the traceback of a replica's constructor."""
-    named = [
-        line.strip() for line in message.splitlines() if re.match(r"\s*[\w.]*(Error|Exception|Refused)\b.*: ", line)
-    ]
-    return named[-1] if named else _last_line(message)
