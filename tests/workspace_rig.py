@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from cluster.client import Client
+from cluster.fixture import Cluster
+from cluster.real import RealCluster, given_kubeconfig
 from cluster.server import TestCluster
 from cluster.simulation import Pace
 from kaito_ray.crd import crd_yaml
@@ -26,17 +28,18 @@ RAY = "ray.io/v1"
 
 
 @contextmanager
-def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[TestCluster]:
-    """A test cluster with the CRDs and nothing that acts; needs ../shared/crds."""
+def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[Cluster]:
+    """A cluster with the CRDs and nothing that acts, the one that was given or a simulated one."""
     if not (SHARED / "crds").is_dir():
         pytest.skip("needs ../shared/crds")
-    with TestCluster() as cluster:
+    given = given_kubeconfig()
+    with TestCluster() if given is None else RealCluster(given) as cluster:
         cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])])
         yield cluster
 
 
 @contextmanager
-def simulated_cluster(folder: Path, *, pace: Pace | None = None, kuberay: bool = True) -> Iterator[TestCluster]:
+def simulated_cluster(folder: Path, *, pace: Pace | None = None, kuberay: bool = True) -> Iterator[Cluster]:
     """The same with nodes for Ray's heads and everything simulated."""
     with bare_cluster(folder, kuberay=kuberay) as cluster:
         cluster.simulate(pace)
@@ -136,7 +139,7 @@ def kubectl(kubeconfig: Path, *arguments: str, check: bool = True) -> str:
     return done.stdout + done.stderr
 
 
-def quiet_writes(cluster: TestCluster, settle_s: float = 1.0) -> list[str]:
+def quiet_writes(cluster: Cluster, settle_s: float = 1.0) -> list[str]:
     """What the operator writes within `settle_s`, the Lease apart."""
     cluster.requests.clear()
     time.sleep(settle_s)

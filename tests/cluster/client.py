@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 
 import yaml
@@ -32,6 +32,16 @@ class Refused(Exception):
         return str(self.status.get("message", ""))
 
 
+class Access(NamedTuple):
+    """How to reach an API server: files of PEM, and the value of the Authorization header."""
+
+    host: str
+    authority: str
+    certificate: str
+    key: str
+    token: str
+
+
 class Client:
     """Whole objects in and out, as dictionaries; a kind's plural comes from discovery."""
 
@@ -39,6 +49,14 @@ class Client:
         self._api = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
         self._api.set_default_header("User-Agent", "test-client")
         self._plurals: dict[tuple[str, str], tuple[str, bool]] = {}
+
+    def access(self) -> Access:
+        """What the kubeconfig says."""
+        found = self._api.configuration
+        token = found.get_api_key_with_prefix("BearerToken") or found.get_api_key_with_prefix("authorization") or ""
+        if token and not token.startswith("Bearer "):
+            token = f"Bearer {token}"
+        return Access(found.host, found.ssl_ca_cert or "", found.cert_file or "", found.key_file or "", token)
 
     def request(
         self, method: str, path: str, body: Any = None, content_type: str = "application/json", **query: Any
@@ -48,9 +66,9 @@ class Client:
         if query:
             url += "?" + urlencode({key: value for key, value in query.items() if value not in (None, "")})
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "test-client"}
-        token = self._api.configuration.get_api_key_with_prefix("BearerToken")
+        token = self.access().token
         if token:
-            headers["Authorization"] = token if token.startswith("Bearer ") else f"Bearer {token}"
+            headers["Authorization"] = token
         answer = self._api.call_api(method, url, headers, body)
         text = (answer.read() or b"").decode()
         if answer.status >= 400:

@@ -16,23 +16,13 @@ from typing import Protocol
 import pytest
 
 from cluster.client import Client
+from cluster.real import RealCluster, given_kubeconfig
 from cluster.server import TestCluster
 from cluster.widget import install_widgets, remove_widgets
 
 _SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 _WORKSPACE_CRD = Path(__file__).resolve().parents[2] / "manifests" / "crds" / "kaito.sh_workspaces.yaml"
 RAY_CRDS = tuple(_SHARED / "crds" / f"ray.io_{plural}.json" for plural in ("rayclusters", "rayservices", "rayjobs"))
-
-
-class RealCluster:
-    """A cluster that was given to the tests."""
-
-    is_simulated = False
-
-    def __init__(self, kubeconfig: Path) -> None:
-        self.kubeconfig = kubeconfig
-        self.client = Client(kubeconfig)
-        self.namespace = f"kaito-ray-test-{secrets.token_hex(4)}"
 
 
 Cluster = TestCluster | RealCluster
@@ -48,12 +38,12 @@ class Kubectl(Protocol):
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """An empty cluster: no CustomResourceDefinitions, no nodes but a real one's."""
-    real = os.environ.get("KAITO_RAY_TEST_KUBECONFIG")
-    if not real:
+    given = given_kubeconfig()
+    if given is None:
         with TestCluster() as simulated:
             yield simulated
         return
-    found = RealCluster(Path(real))
+    found = RealCluster(given, f"kaito-ray-test-{secrets.token_hex(4)}")
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.namespace}}
     found.client.create(namespace)
     yield found

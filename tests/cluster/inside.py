@@ -85,7 +85,7 @@ class Inside:
                 return None
             raise
 
-    def bind(self, pod: Object, node: str) -> None:
+    async def bind(self, pod: Object, node: str) -> None:
         """Put a pod on a node. Raises Failure when it is gone or placed already."""
         metadata = pod["metadata"]
         self._api.subresources.bind(self._call("create", "pods", metadata["namespace"], metadata["name"]), node)

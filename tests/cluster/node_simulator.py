@@ -49,7 +49,7 @@ class Nodes:
         capacity: dict[str, Any] = {"cpu": cpu, "memory": memory, "pods": pods, "ephemeral-storage": "1Ti"}
         if gpus:
             capacity["nvidia.com/gpu"] = gpus
-        return await self._inside.create(
+        made = await self._inside.create(
             "nodes",
             {
                 "metadata": {"name": name, "labels": carried},
@@ -80,6 +80,10 @@ class Nodes:
                 },
             },
         )
+        # A real server taints new nodes until its node controller has seen that they are ready.
+        if made["spec"].get("taints", []) != (taints or []):
+            made = await self._inside.patch("nodes", made, {"spec": {"taints": taints or None}}) or made
+        return made
 
     def names(self) -> list[str]:
         """The names of all nodes."""

@@ -48,6 +48,7 @@ class Pods:
         self._scripts: list[Script] = []
         self._used: dict[str, dict[str, float]] = {}
         self._charged: dict[Key, tuple[str, dict[str, float]]] = {}
+        self._placing = asyncio.Lock()
         self._unplaced: set[Key] = set()
         self._since: dict[Key, float] = {}
         self._restarts: dict[Key, int] = {}
@@ -126,13 +127,15 @@ class Pods:
         return await self._run(key, pod, script)
 
     async def _schedule(self, key: Key, pod: Object, script: Script) -> None:
-        node, why = place(pod, self._inside.select("nodes"), self._used)
-        if script.behaviour == "unschedulable":
-            node, why = "", script.message or why or "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
-        if node:
-            self._unplaced.discard(key)
-            self._inside.bind(pod, node)
-            return
+        # One after the other: what a pod takes of its node counts once it is bound.
+        async with self._placing:
+            node, why = place(pod, self._inside.select("nodes"), self._used)
+            if script.behaviour == "unschedulable":
+                node, why = "", script.message or why or "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+            if node:
+                self._unplaced.discard(key)
+                await self._inside.bind(pod, node)
+                return
         self._unplaced.add(key)
         before: Object = next((one for one in pod["status"].get("conditions", ()) if one["type"] == "PodScheduled"), {})
         if before.get("message") == why:

@@ -8,13 +8,10 @@ Jobs. Watches, conflicts, validation and refusals are meant to be the same to th
 that is a bug here.
 """
 
-import asyncio
 import tempfile
-import threading
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import yaml
 
@@ -23,23 +20,19 @@ from cluster.api import Api
 from cluster.builtin import builtin_resources
 from cluster.call import Call
 from cluster.client import Client
-from cluster.container_state import Script
 from cluster.faults import Fault
 from cluster.furniture import furniture
 from cluster.inside import Inside
 from cluster.listener import Listener
-from cluster.node_simulator import Nodes
-from cluster.ray_job_simulator import Running
-from cluster.ray_service_simulator import Serving
 from cluster.request_log import RequestLog
 from cluster.resource import Registry
 from cluster.simulation import Pace, Simulation
+from cluster.steered import Steered
 
-T = TypeVar("T")
 TOKEN = "test-cluster-admin"
 
 
-class TestCluster:
+class TestCluster(Steered):
     """An API server of our own, with switches that no real one has."""
 
     __test__ = False
@@ -47,14 +40,12 @@ class TestCluster:
     namespace = "default"
 
     def __init__(self, *, port: int = 0, bookmark_s: float = 10.0, crd_delay_s: float = 0.02) -> None:
+        super().__init__()
         self._port = port
         self._bookmark_s = bookmark_s
         self._crd_delay_s = crd_delay_s
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="test-cluster", daemon=True)
         self._folder = tempfile.TemporaryDirectory(prefix="test-cluster-")
         self._client: Client | None = None
-        self._simulation: Simulation | None = None
         self.api: Api
         self.url = ""
 
@@ -69,28 +60,14 @@ class TestCluster:
 
     def start(self) -> None:
         """Start serving."""
-        self._thread.start()
+        self._begin_loop()
         self.run(self._start())
 
     def stop(self) -> None:
         """Stop serving and end the thread."""
         self.run(self._stop())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._end_loop()
         self._folder.cleanup()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine in the server's loop and wait for its result."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
-
-    def call(self, function: Callable[[], T]) -> T:
-        """Call a function in the server's loop and wait for its result."""
-
-        async def inside() -> T:
-            return function()
-
-        return self.run(inside())
 
     async def _start(self) -> None:
         registry = Registry()
@@ -111,12 +88,7 @@ class TestCluster:
             self._simulation.stop()
         await self._listener.stop()
         await self.api.admission.caller.close()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
-        # Closed transports let go of their sockets in later turns of the loop.
-        await asyncio.sleep(0.02)
+        await self._end_tasks()
 
     @property
     def kubeconfig(self) -> Path:
@@ -144,45 +116,14 @@ class TestCluster:
         write_kubeconfig(path, self.url, service_account_token(namespace, service_account), namespace)
         return path
 
-    def simulate(self, pace: Pace | None = None) -> Simulation:
-        """Start scheduler, kubelets, endpoints and KubeRay."""
-        if self._simulation is None:
-            self._simulation = self.call(lambda: Simulation(self.api, pace or Pace()))
-        return self._simulation
+    def inside(self, name: str) -> Inside:
+        """What a simulator of that name reads and writes with."""
+        return Inside(self.api, name)
 
-    def add_node(self, name: str, **options: Any) -> None:
-        """Add a node; see Nodes.add."""
-        self.run(self._nodes().add(name, **options))
-
-    def remove_node(self, name: str) -> None:
-        """Remove a node and its pods."""
-        self.run(self._nodes().remove(name))
-
-    def set_node(self, name: str, *, ready: bool | None = None, gpus: int | None = None) -> None:
-        """Change what the kubelet of a node reports."""
-        nodes = self._nodes()
-        if ready is not None:
-            self.run(nodes.set_ready(name, ready))
-        if gpus is not None:
-            self.run(nodes.set_gpus(name, gpus))
-
-    def _nodes(self) -> Nodes:
-        return Nodes(Inside(self.api, "kubelet"))
-
-    def script(self, script: Script) -> None:
-        """Have pods behave as a script says, present ones included."""
-        pods = self.simulate().pods
-        self.call(lambda: pods.add(script))
-
-    def unscript(self, script: Script) -> None:
-        """End a script."""
-        pods = self.simulate().pods
-        self.call(lambda: pods.remove(script))
-
-    def set_serving(self, namespace: str, name: str, serving: Serving | None) -> None:
-        """How the Serve applications of a RayService fare."""
-        services = self.simulate().services
-        self.call(lambda: services.set_serving(namespace, name, serving))
+    def _simulate(self, pace: Pace) -> Simulation:
+        simulation = Simulation(self.inside, pace)
+        self.api.subresources.simulated = simulation.answer
+        return simulation
 
     def set_adapter(
         self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
@@ -190,11 +131,6 @@ class TestCluster:
         """What a replica (by default all) says of an adapter, such as `state="Failed"`; nothing given ends it."""
         replicas = self.simulate().replicas
         self.call(lambda: replicas.set_adapter(namespace, service, adapter, replica, said or None))
-
-    def set_running(self, namespace: str, name: str, running: Running) -> None:
-        """How a RayJob goes."""
-        jobs = self.simulate().jobs
-        self.call(lambda: jobs.set_running(namespace, name, running))
 
     def route_service(self, namespace: str, name: str, url: str) -> None:
         """Where a Service really answers: for webhooks that name it, and for the API's service proxy."""

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that acts by itself in a simulated cluster beside the API server: scheduler, kubelets, endpoints, KubeRay.
 
-Made in the server's loop; what tests steer is on TestCluster.
+Made in the loop that it acts in; what tests steer is on Steered.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cluster.api import Api
 from cluster.endpoint_simulator import Endpoints
 from cluster.inside import Inside
 from cluster.node_simulator import Nodes
@@ -32,18 +31,18 @@ class Pace:
 class Simulation:
     """The simulators of one cluster."""
 
-    def __init__(self, api: Api, pace: Pace) -> None:
-        self.nodes = Nodes(Inside(api, "kubelet"))
-        self.pods = Pods(Inside(api, "kubelet"), start_s=pace.start_s, stop_s=pace.stop_s, backoff_s=pace.backoff_s)
-        self.endpoints = Endpoints(Inside(api, "endpointslice-controller"))
-        kuberay = Inside(api, "kuberay-operator")
+    def __init__(self, inside: Callable[[str], Inside], pace: Pace, *, endpoints: bool = True) -> None:
+        """`inside` gives every simulator its client; `endpoints` False where the controller of slices runs itself."""
+        self.nodes = Nodes(inside("kubelet"))
+        self.pods = Pods(inside("kubelet"), start_s=pace.start_s, stop_s=pace.stop_s, backoff_s=pace.backoff_s)
+        self.endpoints = Endpoints(inside("endpointslice-controller")) if endpoints else None
+        kuberay = inside("kuberay-operator")
         self.clusters = RayClusters(kuberay)
         self.services = RayServices(kuberay, deploy_s=pace.deploy_s, deletion_delay_s=pace.deletion_delay_s)
         self.jobs = RayJobs(kuberay)
-        self.replicas = Replicas(Inside(api, "ray"), self.services.submitted)
-        api.subresources.simulated = self._answer
+        self.replicas = Replicas(inside("ray"), self.services.submitted)
 
-    def _answer(self, namespace: str, service: str, path: str, query: Mapping[str, str]) -> bytes | None:
+    def answer(self, namespace: str, service: str, path: str, query: Mapping[str, str]) -> bytes | None:
         """What runs behind a Service says."""
         answer = self.replicas.answer(namespace, service, path, query)
         return self.jobs.answer(namespace, service, path, query) if answer is None else answer
@@ -51,4 +50,5 @@ class Simulation:
     def stop(self) -> None:
         """Stop acting."""
         for one in (self.pods, self.endpoints, self.clusters, self.services, self.jobs):
-            one.stop()
+            if one is not None:
+                one.stop()

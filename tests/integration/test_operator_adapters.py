@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from cluster.client import Client
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import Operator, running_operator
 from workspace_rig import (
     RAY,
@@ -36,19 +36,19 @@ TWO_GPUS = "Standard_NC48ads_A100_v4"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with running_operator(cluster.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
         yield operator
 
 
 @pytest.fixture
-def client(cluster: TestCluster, operator: Operator) -> Client:
+def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
 
@@ -57,7 +57,7 @@ def an_image(name: str, tag: str = "1") -> Object:
     return {"source": {"name": name, "image": f"registry.example.com/{name}:{tag}"}}
 
 
-def two_replicas(cluster: TestCluster, client: Client, name: str, *adapters: Object) -> Object:
+def two_replicas(cluster: Cluster, client: Client, name: str, *adapters: Object) -> Object:
     """A Workspace with a copy of the model on each of two GPUs, that is Ready."""
     cluster.add_node(f"gpu-{name}", gpus=2, labels={"apps": name}, instance_type=TWO_GPUS)
     workspace = a_serving(name, name, inference={"adapters": list(adapters)})
@@ -85,14 +85,14 @@ def wanted(client: Client, name: str) -> list[Object]:
     return found
 
 
-def status_lines(cluster: TestCluster, name: str) -> dict[str, list[str]]:
+def status_lines(cluster: Cluster, name: str) -> dict[str, list[str]]:
     """What `kaito-ray status` prints in lines of a table, by their first word."""
     shown = run(cluster, "kaito-ray", "status", name)
     rows = (re.split(r"\s{2,}", line.strip()) for line in shown.splitlines() if line.strip())
     return {row[0]: row for row in rows}
 
 
-def run(cluster: TestCluster, program: str, *arguments: str) -> str:
+def run(cluster: Cluster, program: str, *arguments: str) -> str:
     """What `kubectl` or `kaito-ray` prints."""
     if program == "kubectl":
         return kubectl(cluster.kubeconfig, *arguments)
@@ -106,7 +106,7 @@ def run(cluster: TestCluster, program: str, *arguments: str) -> str:
     ).stdout
 
 
-def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, client: Client) -> None:
+def test_an_edit_reaches_every_replica_and_the_status(cluster: Cluster, client: Client) -> None:
     workspace = two_replicas(cluster, client, "edited")
     assert condition(workspace, "AdaptersReady") == {}
     before = client.get(RAY, "RayService", "edited", "default")
@@ -138,7 +138,7 @@ def test_an_edit_reaches_every_replica_and_the_status(cluster: TestCluster, clie
     assert "adapters" not in get(client, "edited")["status"]
 
 
-def test_only_all_replicas_together_are_ready(cluster: TestCluster, client: Client) -> None:
+def test_only_all_replicas_together_are_ready(cluster: Cluster, client: Client) -> None:
     cluster.set_adapter("default", "partly", "sql", replica=1, state="Failed", reason="RankTooHigh",
                         error="its rank is 128, the maximum is 64")  # fmt: skip
     two_replicas(cluster, client, "partly", an_image("sql"), an_image("law"))
@@ -160,7 +160,7 @@ def test_only_all_replicas_together_are_ready(cluster: TestCluster, client: Clie
     wait_for(client, "partly", "AdaptersReady")
 
 
-def test_a_slow_one_is_pending(cluster: TestCluster, client: Client) -> None:
+def test_a_slow_one_is_pending(cluster: Cluster, client: Client) -> None:
     cluster.set_adapter("default", "slow", "sql", replica=0, state="Loading", digest="")
     two_replicas(cluster, client, "slow", an_image("sql"))
     workspace = wait_for(client, "slow", "AdaptersReady", "False", reason="AdaptersPending")
@@ -173,7 +173,7 @@ def test_a_slow_one_is_pending(cluster: TestCluster, client: Client) -> None:
     assert workspace["status"]["adaptersLoaded"] == "1/1"
 
 
-def test_a_tag_stays_what_it_was(cluster: TestCluster, client: Client) -> None:
+def test_a_tag_stays_what_it_was(cluster: Cluster, client: Client) -> None:
     two_replicas(cluster, client, "pinned", an_image("sql"))
     wait_for(client, "pinned", "AdaptersReady")
     digest = adapters(client, "pinned")["sql"]["digest"]
@@ -186,7 +186,7 @@ def test_a_tag_stays_what_it_was(cluster: TestCluster, client: Client) -> None:
     client.wait(lambda: adapters(client, "pinned")["sql"].get("digest"), lambda found: found not in (None, digest))
 
 
-def test_replicas_that_found_different_images_are_brought_together(cluster: TestCluster, client: Client) -> None:
+def test_replicas_that_found_different_images_are_brought_together(cluster: Cluster, client: Client) -> None:
     cluster.set_adapter("default", "differ", "sql", replica=1, digest="sha256:other")
     two_replicas(cluster, client, "differ", an_image("sql"))
     workspace = wait_for(client, "differ", "AdaptersReady", "False", reason="AdaptersPending")
@@ -196,7 +196,7 @@ def test_replicas_that_found_different_images_are_brought_together(cluster: Test
     assert workspace["status"]["adapters"][0]["digest"] == wanted(client, "differ")[0]["source"]["digest"]
 
 
-def test_once_loaded_nobody_asks_or_writes(cluster: TestCluster, client: Client) -> None:
+def test_once_loaded_nobody_asks_or_writes(cluster: Cluster, client: Client) -> None:
     two_replicas(cluster, client, "quiet", an_image("sql"))
     wait_for(client, "quiet", "AdaptersReady")
     time.sleep(1)  # the digest is pinned and the disruption budget made
@@ -212,7 +212,7 @@ def test_once_loaded_nobody_asks_or_writes(cluster: TestCluster, client: Client)
     wait_until_ready(client, "quiet")
 
 
-def test_the_readme_tells_what_is_seen(cluster: TestCluster, client: Client) -> None:
+def test_the_readme_tells_what_is_seen(cluster: Cluster, client: Client) -> None:
     section = (ROOT / "README.md").read_text().partition("## Adapters come and go\n")[2].partition("\n## ")[0]
     edit, console = re.findall(r"```\w+\n(.*?)```", section, re.DOTALL)
     name = "workspace-phi-3-mini"

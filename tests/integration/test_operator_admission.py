@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cluster.client import Client, Refused
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import running_operator
 from waiting import free_port
 from workspace_rig import API, a_serving, get, kubectl, simulated_cluster, user_manifest, wait_until_gone
@@ -56,7 +56,7 @@ def authority(client: Client) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster whose API server asks the operator's webhook; one Workspace is older than it."""
     folder, port = tmp_path_factory.mktemp("cluster"), free_port()
     with simulated_cluster(folder) as cluster:
@@ -71,7 +71,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
 
 
 @pytest.fixture
-def client(cluster: TestCluster) -> Client:
+def client(cluster: Cluster) -> Client:
     return cluster.client
 
 
@@ -127,7 +127,7 @@ def test_what_cannot_work_is_refused_when_it_is_made(
     assert words in message
 
 
-def test_a_retired_size_is_a_warning(cluster: TestCluster, client: Client, tmp_path: Path) -> None:
+def test_a_retired_size_is_a_warning(cluster: Cluster, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "workspace.json"
     document = user_manifest("01")
     path.write_text(json.dumps(document))
@@ -147,7 +147,7 @@ def test_a_preset_cannot_be_changed(client: Client) -> None:
     assert "cannot be changed" in refused.value.message
 
 
-def test_serving_cannot_be_turned_into_tuning(cluster: TestCluster, tmp_path: Path) -> None:
+def test_serving_cannot_be_turned_into_tuning(cluster: Cluster, tmp_path: Path) -> None:
     """The user's pages have two manifests of one name: the second says what to do instead of crashing."""
     first, second = tmp_path / "01.json", tmp_path / "02.json"
     first.write_text(json.dumps(user_manifest("01")))
@@ -172,7 +172,7 @@ def test_what_an_older_release_accepted_stays_editable_and_deletable(client: Cli
     wait_until_gone(client, API, "Workspace", "older")
 
 
-def test_the_certificate_is_signed_by_what_the_api_server_was_given(cluster: TestCluster, client: Client) -> None:
+def test_the_certificate_is_signed_by_what_the_api_server_was_given(cluster: Cluster, client: Client) -> None:
     bundle = base64.b64decode(authority(client)).decode()
     context = ssl.create_default_context(cadata=bundle)
     context.verify_flags |= ssl.VERIFY_X509_STRICT

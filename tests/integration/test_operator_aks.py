@@ -14,7 +14,7 @@ from cluster.client import Client
 from cluster.fake_arm import FakeArm
 from cluster.fake_nodes import FakeNodes
 from cluster.fake_pool import size
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import Operator, running_operator
 from waiting import until
 from workspace_rig import API, RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_gone
@@ -28,13 +28,13 @@ ORPHAN = "korphan"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def azure_of_all(cluster: TestCluster) -> Iterator[FakeArm]:
+def azure_of_all(cluster: Cluster) -> Iterator[FakeArm]:
     """Azure on the clock of the wall, in the loop of the cluster; its machines join that cluster."""
     arm = FakeArm(lambda: datetime.now(UTC), create_s=1.5, scale_s=1.0, delete_s=1.0)
     arm.add_pool("system", count=0)
@@ -57,7 +57,7 @@ def arm(azure_of_all: FakeArm) -> FakeArm:
     return azure_of_all
 
 
-def an_operator(cluster: TestCluster, arm: FakeArm, folder: Path) -> Any:
+def an_operator(cluster: Cluster, arm: FakeArm, folder: Path) -> Any:
     return running_operator(
         cluster.kubeconfig,
         folder,
@@ -72,15 +72,13 @@ def an_operator(cluster: TestCluster, arm: FakeArm, folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def operator(
-    cluster: TestCluster, azure_of_all: FakeArm, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Operator]:
+def operator(cluster: Cluster, azure_of_all: FakeArm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with an_operator(cluster, azure_of_all, tmp_path_factory.mktemp("operator")) as operator:
         yield operator
 
 
 @pytest.fixture
-def client(cluster: TestCluster, operator: Operator) -> Client:
+def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
 
@@ -149,7 +147,7 @@ def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeAr
 
 
 def test_an_operator_killed_after_the_pool_was_asked_for(
-    cluster: TestCluster, arm: FakeArm, operator: Operator, tmp_path: Path
+    cluster: Cluster, arm: FakeArm, operator: Operator, tmp_path: Path
 ) -> None:
     client = cluster.client
     operator.stop()
@@ -173,7 +171,7 @@ def test_an_operator_killed_after_the_pool_was_asked_for(
     assert arm.pools.keys() - {ORPHAN} == {"system"}
 
 
-def test_an_operator_without_an_identity_says_what_is_missing(cluster: TestCluster, tmp_path: Path) -> None:
+def test_an_operator_without_an_identity_says_what_is_missing(cluster: Cluster, tmp_path: Path) -> None:
     operator = Operator(cluster.kubeconfig, tmp_path, provisioner="aks", cluster_name="aks", location="eastus")
     until(lambda: not operator.running, 30, lambda: "it stops instead of running without nodes")
     for words in (

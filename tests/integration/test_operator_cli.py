@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import running_operator
 from workspace_rig import a_serving, simulated_cluster, wait_for, wait_until_ready
 
@@ -51,7 +51,7 @@ class Model(BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with one Workspace that is Ready and one that waits for nodes."""
     folder = tmp_path_factory.mktemp("cluster")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Model)
@@ -68,7 +68,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
     server.server_close()
 
 
-def run(cluster: TestCluster, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+def run(cluster: Cluster, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(Path(sys.executable).parent / "kaito-ray"), *arguments],
         input=stdin,
@@ -80,7 +80,7 @@ def run(cluster: TestCluster, *arguments: str, stdin: str = "", **env: str) -> s
     )
 
 
-def test_status_of_a_workspace_that_serves(cluster: TestCluster) -> None:
+def test_status_of_a_workspace_that_serves(cluster: Cluster) -> None:
     done = run(cluster, "status", "phi")
     assert done.returncode == 0, done.stderr
     assert "default/phi: Ready" in done.stdout
@@ -90,14 +90,14 @@ def test_status_of_a_workspace_that_serves(cluster: TestCluster) -> None:
         assert word in done.stdout
 
 
-def test_status_says_what_a_workspace_waits_for(cluster: TestCluster) -> None:
+def test_status_says_what_a_workspace_waits_for(cluster: Cluster) -> None:
     done = run(cluster, "status", "waiting", "-n", "default")
     assert done.returncode == 0
     assert "waits for" in done.stdout
     assert "apps=nowhere" in done.stdout
 
 
-def test_status_as_json(cluster: TestCluster) -> None:
+def test_status_as_json(cluster: Cluster) -> None:
     record = json.loads(run(cluster, "status", "phi", "-o", "json").stdout)
     assert record["state"] == "Ready"
     assert record["waitsFor"] == ""
@@ -105,7 +105,7 @@ def test_status_as_json(cluster: TestCluster) -> None:
     assert {pod["phase"] for pod in record["pods"]} == {"Running"}
 
 
-def test_status_of_nothing_is_a_sentence(cluster: TestCluster) -> None:
+def test_status_of_nothing_is_a_sentence(cluster: Cluster) -> None:
     done = run(cluster, "status", "nothing")
     assert done.returncode == 1
     assert "there is no Workspace nothing in namespace default" in done.stderr
@@ -115,13 +115,13 @@ def test_status_of_nothing_is_a_sentence(cluster: TestCluster) -> None:
     assert "KUBECONFIG" in done.stderr
 
 
-def test_one_question(cluster: TestCluster) -> None:
+def test_one_question(cluster: Cluster) -> None:
     done = run(cluster, "chat", "phi", "--once", "What is Kubernetes?")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "you asked 1: What is Kubernetes?\n"
 
 
-def test_a_conversation_remembers(cluster: TestCluster) -> None:
+def test_a_conversation_remembers(cluster: Cluster) -> None:
     Model.seen.clear()
     done = run(cluster, "chat", "phi", "--model", "sql", stdin="first\n\nsecond\n")
     assert done.returncode == 0, done.stderr
@@ -131,13 +131,13 @@ def test_a_conversation_remembers(cluster: TestCluster) -> None:
     assert Model.seen[1]["path"] == "/v1/chat/completions"
 
 
-def test_what_the_model_refuses_is_said(cluster: TestCluster) -> None:
+def test_what_the_model_refuses_is_said(cluster: Cluster) -> None:
     done = run(cluster, "chat", "phi", "--model", "unknown", "--once", "hello")
     assert done.returncode == 1
     assert "no such model" in done.stderr
 
 
-def test_keys_come_from_the_environment(cluster: TestCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "keys", ["Bearer secret"])
     done = run(cluster, "chat", "phi", "--once", "hello")
     assert done.returncode == 1
@@ -145,7 +145,7 @@ def test_keys_come_from_the_environment(cluster: TestCluster, monkeypatch: pytes
     assert run(cluster, "chat", "phi", "--once", "hello", KAITO_RAY_API_KEY="secret").returncode == 0
 
 
-def test_a_workspace_without_pods_cannot_be_asked(cluster: TestCluster) -> None:
+def test_a_workspace_without_pods_cannot_be_asked(cluster: Cluster) -> None:
     done = run(cluster, "chat", "waiting", "--once", "hello")
     assert done.returncode == 1
     assert "kaito-ray status waiting" in done.stderr

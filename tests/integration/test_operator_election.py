@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import Operator
 from workspace_rig import RAY, a_serving, get, simulated_cluster, wait_until_ready
 
@@ -18,13 +18,13 @@ _TAKEOVER_S = 20.0
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[TestCluster]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def replicas(cluster: TestCluster, tmp_path: Path) -> Iterator[tuple[Operator, Operator]]:
+def replicas(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[Operator, Operator]]:
     """The leader, and one that waits."""
     leader = Operator(cluster.kubeconfig, tmp_path)
     standby = Operator(cluster.kubeconfig, tmp_path)
@@ -40,9 +40,7 @@ def replicas(cluster: TestCluster, tmp_path: Path) -> Iterator[tuple[Operator, O
             one.stop()
 
 
-def test_the_leader_is_killed_in_the_middle_of_its_work(
-    cluster: TestCluster, replicas: tuple[Operator, Operator]
-) -> None:
+def test_the_leader_is_killed_in_the_middle_of_its_work(cluster: Cluster, replicas: tuple[Operator, Operator]) -> None:
     leader, standby = replicas
     names = [f"phi-{number}" for number in range(12)]
     for name in names:
@@ -64,7 +62,7 @@ def test_the_leader_is_killed_in_the_middle_of_its_work(
     assert len(cluster.client.list(RAY, "RayService", "default")) == len(names)
 
 
-def test_a_leader_that_froze_writes_no_more(cluster: TestCluster, replicas: tuple[Operator, Operator]) -> None:
+def test_a_leader_that_froze_writes_no_more(cluster: Cluster, replicas: tuple[Operator, Operator]) -> None:
     leader, standby = replicas
     cluster.add_node("gpu-1", gpus=1, labels={"apps": "phi"})
     cluster.client.create(a_serving("phi", "phi"))
@@ -91,7 +89,7 @@ def test_a_leader_that_froze_writes_no_more(cluster: TestCluster, replicas: tupl
     assert [writer for writer in writers if standby.name in writer] != []
 
 
-def test_a_leader_that_is_stopped_hands_over_at_once(cluster: TestCluster, replicas: tuple[Operator, Operator]) -> None:
+def test_a_leader_that_is_stopped_hands_over_at_once(cluster: Cluster, replicas: tuple[Operator, Operator]) -> None:
     leader, standby = replicas
     assert leader.stop() == 0
     stopped = time.monotonic()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.client import Refused
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import running_operator
 from workspace_rig import (
     API,
@@ -28,20 +28,20 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with an operator."""
     folder = tmp_path_factory.mktemp("cluster")
     with simulated_cluster(folder) as cluster, running_operator(cluster.kubeconfig, folder):
         yield cluster
 
 
-def add(cluster: TestCluster, name: str) -> None:
+def add(cluster: Cluster, name: str) -> None:
     """A Workspace and a node for it."""
     cluster.add_node(f"gpu-{name[-10:]}", gpus=1, labels={"apps": name[-10:]})
     cluster.client.create(a_serving(name, name[-10:]))
 
 
-def test_history_is_gone_and_nothing_is_missed(cluster: TestCluster) -> None:
+def test_history_is_gone_and_nothing_is_missed(cluster: Cluster) -> None:
     client = cluster.client
     add(cluster, "gone")
     wait_until_ready(client, "gone")
@@ -65,7 +65,7 @@ def test_history_is_gone_and_nothing_is_missed(cluster: TestCluster) -> None:
 
 
 @pytest.mark.parametrize("code", [429, 500])
-def test_the_api_server_refuses_for_a_while(cluster: TestCluster, code: int) -> None:
+def test_the_api_server_refuses_for_a_while(cluster: Cluster, code: int) -> None:
     name = f"refused-{code}"
     fault = cluster.fail(code, user_agent="kaito-ray")
     add(cluster, name)
@@ -76,7 +76,7 @@ def test_the_api_server_refuses_for_a_while(cluster: TestCluster, code: int) -> 
     wait_until_ready(cluster.client, name, 40)
 
 
-def test_the_api_server_does_not_answer_for_a_while(cluster: TestCluster) -> None:
+def test_the_api_server_does_not_answer_for_a_while(cluster: Cluster) -> None:
     client = cluster.client
     add(cluster, "silent")
     service = client.wait(lambda: client.find(RAY, "RayService", "silent", "default"), bool)
@@ -89,7 +89,7 @@ def test_the_api_server_does_not_answer_for_a_while(cluster: TestCluster) -> Non
     client.wait(lambda: client.find("networking.k8s.io/v1", "NetworkPolicy", "silent", "default"), bool, 60)
 
 
-def test_long_names_never_meet(cluster: TestCluster) -> None:
+def test_long_names_never_meet(cluster: Cluster) -> None:
     stem = "a" * 50
     names = [f"{stem}-{'x' * 12}", f"{stem}-{'y' * 12}", "0-starts-with-a-digit"]
     assert {len(name) for name in names[:2]} == {63}
@@ -105,14 +105,14 @@ def test_long_names_never_meet(cluster: TestCluster) -> None:
 
 
 @pytest.mark.parametrize("name", ["Upper-Case", "ünïcode", "a" * 254])
-def test_names_that_no_object_can_have(cluster: TestCluster, name: str) -> None:
+def test_names_that_no_object_can_have(cluster: Cluster, name: str) -> None:
     with pytest.raises(Refused) as refused:
         cluster.client.create(a_serving(name))
     assert "name" in refused.value.message
 
 
 @pytest.mark.parametrize("name", ["a" * 64, "dots.in.name", "b" * 253])
-def test_names_that_no_workspace_can_have(cluster: TestCluster, name: str) -> None:
+def test_names_that_no_workspace_can_have(cluster: Cluster, name: str) -> None:
     """Refused by the CRD's rule; where an old CRD let one in, a condition says it."""
     refusal = ""
     try:
@@ -145,7 +145,7 @@ def test_without_kuberay_it_waits_and_says_so(tmp_path: Path) -> None:
         wait_for(cluster.client, "early", "WorkspaceReady", "False", timeout_s=30)
 
 
-def test_an_object_that_an_older_release_accepted(cluster: TestCluster) -> None:
+def test_an_object_that_an_older_release_accepted(cluster: Cluster) -> None:
     """Stored before today's rules: an unknown model and a field that today's CRD does not know."""
     client = cluster.client
     document = a_serving("older", inference={"preset": {"name": "retired-model-of-2023"}})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from fake_hub import SHA, FakeHub
 from operator_rig import running_operator
 from workspace_rig import RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_ready
@@ -26,7 +26,7 @@ def hub() -> Iterator[FakeHub]:
     server.server_close()
 
 
-def served(cluster: TestCluster, name: str) -> str:
+def served(cluster: Cluster, name: str) -> str:
     """All that the pods of a Workspace are told."""
     return json.dumps(cluster.client.get(RAY, "RayService", name, "default")["spec"])
 

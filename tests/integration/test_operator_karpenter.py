@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.client import Client
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from kaito_ray.render.node_pool import node_pool_name
 from operator_rig import Operator, running_operator
 from workspace_rig import (
@@ -54,19 +54,19 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with running_operator(cluster.kubeconfig, tmp_path_factory.mktemp("operator"), provisioner="karpenter") as operator:
         yield operator
 
 
 @pytest.fixture
-def client(cluster: TestCluster, operator: Operator) -> Client:
+def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
 
@@ -96,7 +96,7 @@ def a_claim(client: Client, pool: str, **condition: str) -> dict[str, Any]:
     return client.patch(claim, {"status": {"conditions": [condition | moment]}}, "status")
 
 
-def test_karpenter_that_comes_late(cluster: TestCluster, client: Client, tmp_path: Path) -> None:
+def test_karpenter_that_comes_late(cluster: Cluster, client: Client, tmp_path: Path) -> None:
     annotations = {"kaito-ray.io/spot": "prefer", "kaito.sh/node-image-family": "azurelinux"}
     client.create(a_serving("late", "late", metadata={"annotations": annotations}))
     workspace = wait_for(client, "late", "ResourceReady", "False", reason="KarpenterMissing")

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.client import Client
 from cluster.container_state import Script
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import Operator, running_operator
 from workspace_rig import RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_ready
 
@@ -22,13 +22,13 @@ IMAGE = "registry.example/models/phi-3:1.0"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with running_operator(
         cluster.kubeconfig, tmp_path_factory.mktemp("operator"), model_cache_dir="/mnt/nvme", model_cache_gib="500"
     ) as operator:
@@ -36,12 +36,12 @@ def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def client(cluster: TestCluster, operator: Operator) -> Client:
+def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
 
 
-def from_image(cluster: TestCluster, name: str) -> Object:
+def from_image(cluster: Cluster, name: str) -> Object:
     """A v1alpha1 Workspace with a private image, on a node of its own."""
     cluster.add_node(f"gpu-{name}", gpus=1, labels={"apps": name}, instance_type=A100)
     options = {"image": IMAGE, "imagePullSecrets": [f"{name}-pull"]}
@@ -60,7 +60,7 @@ def pull_secret(name: str) -> Object:
     }
 
 
-def test_an_image_with_a_pull_secret_from_apply_to_ready(cluster: TestCluster, client: Client) -> None:
+def test_an_image_with_a_pull_secret_from_apply_to_ready(cluster: Cluster, client: Client) -> None:
     client.create(from_image(cluster, "image"))
     waiting = wait_for(client, "image", "InferenceReady", "False", reason="ReferenceMissing")
     assert "image-pull" in condition(waiting, "InferenceReady")["message"]
@@ -84,7 +84,7 @@ def test_an_image_with_a_pull_secret_from_apply_to_ready(cluster: TestCluster, c
     assert "correct horse" not in json.dumps(service)
 
 
-def test_a_model_that_cannot_be_fetched_says_why_and_heals(cluster: TestCluster, client: Client) -> None:
+def test_a_model_that_cannot_be_fetched_says_why_and_heals(cluster: Cluster, client: Client) -> None:
     said = "Unauthorized: registry.example/models/phi-3:1.0: registry.example refused the login of refused-pull (401)"
     labels = (("kaito.sh/workspace", "refused"),)
     script = Script("crash", labels=(*labels, ("ray.io/node-type", "worker")), container="fetch-model", message=said)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import Operator, running_operator
 from workspace_rig import a_serving, simulated_cluster, wait_for, wait_until_ready
 
@@ -17,13 +17,13 @@ pytestmark = pytest.mark.timeout(120)
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         cluster.add_node("gpu-1", gpus=1, labels={"apps": "phi"})
         yield cluster
 
 
-def test_metrics_and_logs(cluster: TestCluster, tmp_path: Path) -> None:
+def test_metrics_and_logs(cluster: Cluster, tmp_path: Path) -> None:
     client = cluster.client
     scope = ["--all-namespaces", "--log-format=json"]
     with running_operator(cluster.kubeconfig, tmp_path, scope=scope) as operator:
@@ -56,7 +56,7 @@ def test_metrics_and_logs(cluster: TestCluster, tmp_path: Path) -> None:
     assert not any("exc_info" in record for record in records)
 
 
-def test_a_wrong_setting_is_named(cluster: TestCluster, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_named(cluster: Cluster, tmp_path: Path) -> None:
     operator = Operator(cluster.kubeconfig, tmp_path, provisioner="magic", max_nodes="many")
     operator.wait_until_stopped()
     assert operator.stop() != 0
@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named(cluster: TestCluster, tmp_path: Path) -> None:
     assert "'magic'" in operator.log
 
 
-def test_a_second_operator_on_one_machine_does_without_probes(cluster: TestCluster, tmp_path: Path) -> None:
+def test_a_second_operator_on_one_machine_does_without_probes(cluster: Cluster, tmp_path: Path) -> None:
     with running_operator(cluster.kubeconfig, tmp_path) as first:
         second = Operator(cluster.kubeconfig, tmp_path / "..", health_port=str(first.health_port))
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from helm_template import CHART, render_chart
 from operator_rig import running_operator
 from waiting import free_port, until
@@ -39,7 +39,7 @@ _RARE = {
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with the chart installed as the plain manifests say, and an operator with the chart's account."""
     folder, port = tmp_path_factory.mktemp("cluster"), free_port()
     with simulated_cluster(folder) as cluster:
@@ -53,7 +53,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
         assert "forbidden" not in operator.log
 
 
-def test_everything_the_operator_does_is_allowed_and_nothing_more(cluster: TestCluster) -> None:
+def test_everything_the_operator_does_is_allowed_and_nothing_more(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-1", gpus=1, labels={"apps": "phi"})
     pull = {"name": "pull", "namespace": "default"}

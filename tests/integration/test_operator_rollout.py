@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cluster.client import Client
+from cluster.fixture import Cluster
 from cluster.ray_job_simulator import Running
-from cluster.server import TestCluster
 from operator_rig import running_operator
 from workspace_rig import (
     RAY,
@@ -27,7 +27,7 @@ Object = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with an operator, and a Secret with keys that a Workspace may name."""
     folder = tmp_path_factory.mktemp("cluster")
     with simulated_cluster(folder) as cluster, running_operator(cluster.kubeconfig, folder):
@@ -58,7 +58,7 @@ def events(client: Client, name: str) -> set[str]:
     }
 
 
-def test_without_free_gpus_the_old_cluster_goes_first(cluster: TestCluster) -> None:
+def test_without_free_gpus_the_old_cluster_goes_first(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-lone", gpus=1, labels={"apps": "lone"})
     client.create(a_serving("lone", "lone"))
@@ -74,7 +74,7 @@ def test_without_free_gpus_the_old_cluster_goes_first(cluster: TestCluster) -> N
     assert "Recreating" in events(client, "lone")
 
 
-def test_with_free_gpus_the_new_cluster_takes_over(cluster: TestCluster) -> None:
+def test_with_free_gpus_the_new_cluster_takes_over(cluster: Cluster) -> None:
     client = cluster.client
     for number in (1, 2):
         cluster.add_node(f"gpu-pair-{number}", gpus=1, labels={"apps": "pair"})
@@ -88,7 +88,7 @@ def test_with_free_gpus_the_new_cluster_takes_over(cluster: TestCluster) -> None
     assert "Recreating" not in events(client, "pair")
 
 
-def test_a_secret_that_is_named_but_missing_is_waited_for(cluster: TestCluster) -> None:
+def test_a_secret_that_is_named_but_missing_is_waited_for(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-keyless", gpus=1, labels={"apps": "keyless"})
     document = a_serving("keyless", "keyless", metadata={"annotations": {"kaito-ray.io/api-keys": "not-yet"}})
@@ -99,7 +99,7 @@ def test_a_secret_that_is_named_but_missing_is_waited_for(cluster: TestCluster) 
     wait_until_ready(client, "keyless")
 
 
-def test_pull_secrets_are_gathered_and_followed(cluster: TestCluster) -> None:
+def test_pull_secrets_are_gathered_and_followed(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-pulling", gpus=1, labels={"apps": "pulling"})
     pull = secret("pull", {".dockerconfigjson": "e30="}, "kubernetes.io/dockerconfigjson")
@@ -130,7 +130,7 @@ def a_tuning(name: str, image: str) -> Object:
     return document
 
 
-def test_tuning_runs_once_for_each_wish(cluster: TestCluster) -> None:
+def test_tuning_runs_once_for_each_wish(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-tuned", gpus=1, labels={"apps": "tuned"})
     client.create(secret("push", {".dockerconfigjson": "e30="}, "kubernetes.io/dockerconfigjson"))
@@ -151,7 +151,7 @@ def test_tuning_runs_once_for_each_wish(cluster: TestCluster) -> None:
     wait_for(client, "tuned", "WorkspaceSucceeded")
 
 
-def test_a_changed_wish_replaces_the_job_that_runs(cluster: TestCluster) -> None:
+def test_a_changed_wish_replaces_the_job_that_runs(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-replaced", gpus=1, labels={"apps": "replaced"})
     cluster.set_running("default", "", Running(run_s=None))

@@ -10,8 +10,8 @@ import yaml
 
 from cluster.client import Client
 from cluster.container_state import Script
+from cluster.fixture import Cluster
 from cluster.ray_service_simulator import Serving
-from cluster.server import TestCluster
 from operator_rig import Operator, running_operator
 from workspace_rig import (
     MANIFESTS,
@@ -35,30 +35,30 @@ A100 = "Standard_NC24ads_A100_v4"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: TestCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
     with running_operator(cluster.kubeconfig, tmp_path_factory.mktemp("operator")) as operator:
         yield operator
 
 
 @pytest.fixture
-def client(cluster: TestCluster, operator: Operator) -> Client:
+def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
 
 
-def gpu_node(cluster: TestCluster, label: str, name: str = "") -> str:
+def gpu_node(cluster: Cluster, label: str, name: str = "") -> str:
     name = name or f"gpu-{label}"
     cluster.add_node(name, gpus=1, labels={"apps": label}, instance_type=A100)
     return name
 
 
-def serving(cluster: TestCluster, client: Client, name: str, **overrides: Any) -> Object:
+def serving(cluster: Cluster, client: Client, name: str, **overrides: Any) -> Object:
     """A Workspace of its own node that is Ready."""
     gpu_node(cluster, name)
     client.create(a_serving(name, name, **overrides))
@@ -66,7 +66,7 @@ def serving(cluster: TestCluster, client: Client, name: str, **overrides: Any) -
 
 
 @pytest.mark.parametrize(("number", "label"), [("01", "phi-3"), ("03", "phi-3-adapter")])
-def test_a_users_manifest_from_apply_to_ready(cluster: TestCluster, client: Client, number: str, label: str) -> None:
+def test_a_users_manifest_from_apply_to_ready(cluster: Cluster, client: Client, number: str, label: str) -> None:
     name = user_manifest(number)["metadata"]["name"]
     gpu_node(cluster, label)
     (path,) = MANIFESTS.glob(f"{number}-*.yaml")
@@ -80,7 +80,7 @@ def test_a_users_manifest_from_apply_to_ready(cluster: TestCluster, client: Clie
     assert kubectl(cluster.kubeconfig, "get", "svc", name, "-o", "jsonpath={.spec.clusterIPs[0]}") == service[2]
 
 
-def test_it_takes_few_writes_and_then_none(cluster: TestCluster, client: Client) -> None:
+def test_it_takes_few_writes_and_then_none(cluster: Cluster, client: Client) -> None:
     cluster.requests.clear()
     name = serving(cluster, client, "few-writes")["metadata"]["name"]
     # Disruption budgets come once it is Ready.
@@ -97,7 +97,7 @@ def test_it_takes_few_writes_and_then_none(cluster: TestCluster, client: Client)
     assert cluster.requests.select("get", user_agent="kaito-ray", resource="rayservices") == []
 
 
-def test_nodes_come_first(cluster: TestCluster, client: Client) -> None:
+def test_nodes_come_first(cluster: Cluster, client: Client) -> None:
     client.create(a_serving("waiting", "waiting"))
     workspace = wait_for(client, "waiting", "ResourceReady", "False")
     assert "apps=waiting" in condition(workspace, "ResourceReady")["message"]
@@ -112,7 +112,7 @@ def test_nodes_come_first(cluster: TestCluster, client: Client) -> None:
     wait_until_ready(client, "waiting")
 
 
-def test_another_adapter_changes_only_the_serve_config(cluster: TestCluster, client: Client) -> None:
+def test_another_adapter_changes_only_the_serve_config(cluster: Cluster, client: Client) -> None:
     workspace = serving(cluster, client, "adapters")
     before = client.get(RAY, "RayService", "adapters", "default")
     clusters = [one["metadata"]["uid"] for one in _clusters(client, "adapters")]
@@ -134,7 +134,7 @@ def test_another_adapter_changes_only_the_serve_config(cluster: TestCluster, cli
     assert [one["metadata"]["uid"] for one in _clusters(client, "adapters")] == clusters
 
 
-def test_a_changed_config_map_takes_effect(cluster: TestCluster, client: Client) -> None:
+def test_a_changed_config_map_takes_effect(cluster: Cluster, client: Client) -> None:
     gpu_node(cluster, "config")
     client.create(a_serving("config", "config", inference={"config": "engine"}))
     workspace = wait_for(client, "config", "ResourceReady", "False")
@@ -147,7 +147,7 @@ def test_a_changed_config_map_takes_effect(cluster: TestCluster, client: Client)
     client.wait(lambda: _engine(client, "config"), lambda engine: engine["max-model-len"] == 1024)
 
 
-def test_our_fields_are_put_back_and_others_are_left_alone(cluster: TestCluster, client: Client) -> None:
+def test_our_fields_are_put_back_and_others_are_left_alone(cluster: Cluster, client: Client) -> None:
     serving(cluster, client, "drift")
     service = client.get(RAY, "RayService", "drift", "default")
     client.patch(service, {"metadata": {"annotations": {"theirs": "1"}}, "spec": {"rayClusterDeletionDelaySeconds": 7}})
@@ -172,7 +172,7 @@ def test_our_fields_are_put_back_and_others_are_left_alone(cluster: TestCluster,
     assert "Repaired" in _events(client, "drift")
 
 
-def test_another_writer_is_reported_rather_than_fought(cluster: TestCluster, client: Client) -> None:
+def test_another_writer_is_reported_rather_than_fought(cluster: Cluster, client: Client) -> None:
     serving(cluster, client, "quarrel")
     wanted = client.get(RAY, "RayService", "quarrel", "default")["spec"]["serveConfigV2"]
     for attempt in range(4):
@@ -186,7 +186,7 @@ def test_another_writer_is_reported_rather_than_fought(cluster: TestCluster, cli
     assert quiet_writes(cluster) == []
 
 
-def test_a_service_of_somebody_else_is_not_taken_over(cluster: TestCluster, client: Client) -> None:
+def test_a_service_of_somebody_else_is_not_taken_over(cluster: Cluster, client: Client) -> None:
     gpu_node(cluster, "taken")
     service = {
         "apiVersion": "v1",
@@ -203,7 +203,7 @@ def test_a_service_of_somebody_else_is_not_taken_over(cluster: TestCluster, clie
     wait_until_ready(client, "taken")
 
 
-def test_deletion_leaves_nothing(cluster: TestCluster, client: Client) -> None:
+def test_deletion_leaves_nothing(cluster: Cluster, client: Client) -> None:
     workspace = serving(cluster, client, "deleted")
     client.delete(workspace, propagationPolicy="Background")
     wait_until_gone(client, "kaito.sh/v1beta1", "Workspace", "deleted")
@@ -221,7 +221,7 @@ def test_deletion_leaves_nothing(cluster: TestCluster, client: Client) -> None:
     wait_until_ready(client, "deleted")
 
 
-def test_a_crash_loop_after_ready_turns_it_off(cluster: TestCluster, client: Client) -> None:
+def test_a_crash_loop_after_ready_turns_it_off(cluster: Cluster, client: Client) -> None:
     serving(cluster, client, "crashing")
     script = Script("crash", (("kaito.sh/workspace", "crashing"), ("ray.io/node-type", "worker")), message="no memory")
     cluster.script(script)
@@ -242,7 +242,7 @@ def test_a_crash_loop_after_ready_turns_it_off(cluster: TestCluster, client: Cli
     ],
 )
 def test_what_is_wrong_with_pods_is_said(
-    cluster: TestCluster, client: Client, behaviour: Any, reason: str, words: str
+    cluster: Cluster, client: Client, behaviour: Any, reason: str, words: str
 ) -> None:
     name = f"pods-{behaviour}"
     gpu_node(cluster, name)
@@ -255,7 +255,7 @@ def test_what_is_wrong_with_pods_is_said(
     wait_until_ready(client, name)
 
 
-def test_why_an_application_does_not_deploy_is_said(cluster: TestCluster, client: Client) -> None:
+def test_why_an_application_does_not_deploy_is_said(cluster: Cluster, client: Client) -> None:
     gpu_node(cluster, "failing")
     cluster.set_serving("default", "failing", Serving("DEPLOY_FAILED", "401 from huggingface.co"))
     client.create(a_serving("failing", "failing"))

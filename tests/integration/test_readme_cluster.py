@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from cluster.server import TestCluster
+from cluster.fixture import Cluster
 from operator_rig import running_operator
 from workspace_rig import RAY, ray_crds, simulated_cluster, wait_until_ready
 
@@ -37,7 +37,7 @@ class _Model(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[TestCluster]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """An empty cluster where KubeRay is installed and one node has a GPU."""
     with simulated_cluster(tmp_path, kuberay=False) as cluster:
         cluster.client.delete(_definition())
@@ -46,7 +46,7 @@ def cluster(tmp_path: Path) -> Iterator[TestCluster]:
         yield cluster
 
 
-def test_from_nothing_to_ready(cluster: TestCluster, tmp_path: Path) -> None:
+def test_from_nothing_to_ready(cluster: Cluster, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text()
     section = text.partition("## On a cluster\n")[2].partition("\n## ")[0]
     commands = [line.removeprefix("$ ") for line in section.splitlines() if line.startswith("$ ")]
@@ -79,7 +79,7 @@ def test_from_nothing_to_ready(cluster: TestCluster, tmp_path: Path) -> None:
     assert cluster.client.find(RAY, "RayService", "workspace-phi-3-mini", "default") is not None
 
 
-def _run(cluster: TestCluster, command: str) -> str:
+def _run(cluster: Cluster, command: str) -> str:
     environ = {**os.environ, "KUBECONFIG": str(cluster.kubeconfig)}
     environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
     words = shlex.split(command)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real API server with the simulators acting on it, for tests that are run there and on TestCluster alike.
+
+What only TestCluster can do skips the test. Needed are the API server and the controller manager, without scheduler
+and without nodes that run pods; there KubeRay, scheduler and kubelets are simulated.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import pytest
+import yaml
+
+from cluster.client import Client
+from cluster.inside import Inside
+from cluster.mirror import Mirror
+from cluster.outside import Outside
+from cluster.simulation import Pace, Simulation
+from cluster.steered import Steered
+from cluster.tidy import tidy
+
+_CONFIGURATION = ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration")
+
+
+_SIMULATED_ONLY = {
+    "api": "it looks into the API server",
+    "url": "it looks into the API server",
+    "requests": "it looks at the requests that clients made",
+    "fail": "it has the API server fail",
+    "pause": "it has the API server fail",
+    "resume": "it has the API server fail",
+    "drop_watches": "it has the API server drop watches",
+    "expire_watches": "it has the API server forget its history",
+    "compact": "it has the API server forget its history",
+    "set_adapter": "it asks what runs behind a Service",
+}
+
+
+def given_kubeconfig() -> Path | None:
+    """The cluster that tests are to use instead of a simulated one."""
+    given = os.environ.get("KAITO_RAY_TEST_KUBECONFIG")
+    return Path(given) if given else None
+
+
+class RealCluster(Steered):
+    """A cluster that was given to the tests; used in a `with` it is emptied before and after."""
+
+    is_simulated = False
+
+    def __init__(self, kubeconfig: Path, namespace: str = "default") -> None:
+        super().__init__()
+        self.namespace = namespace
+        self.kubeconfig = kubeconfig
+        self.client = Client(kubeconfig)
+        self._mirror = Mirror(self.client)
+        self._folder = tempfile.TemporaryDirectory(prefix="real-cluster-")
+
+    def __enter__(self) -> Self:
+        tidy(self.client)
+        self._begin_loop()
+        self.run(self._mirror.start())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._simulation is not None:
+            self.call(self._simulation.stop)
+        self.run(self._mirror.close())
+        self.run(self._end_tasks())
+        self._end_loop()
+        tidy(self.client)
+        self._folder.cleanup()
+
+    def inside(self, name: str) -> Inside:
+        """What a simulator of that name reads and writes with."""
+        return Outside(self._mirror, name)
+
+    def _simulate(self, pace: Pace) -> Simulation:
+        return Simulation(self.inside, pace, endpoints=False)
+
+    def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
+        """A kubeconfig file with a token of a service account, which is there."""
+        path = self.client.path("v1", "ServiceAccount", namespace, service_account, "token")
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {}}
+        token = self.client.request("POST", path, request)["status"]["token"]
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        (context,) = [one["context"] for one in config["contexts"] if one["name"] == config["current-context"]]
+        context["namespace"] = namespace
+        config["users"] = [{"name": context["user"], "user": {"token": token}}]
+        file = Path(self._folder.name) / f"kubeconfig-{namespace}-{service_account}"
+        file.write_text(yaml.safe_dump(config))
+        file.chmod(0o600)
+        return file
+
+    def route_service(self, namespace: str, name: str, url: str) -> None:
+        """Have webhooks that name a Service asked at a URL; nothing else can be routed here."""
+        service = {"namespace": namespace, "name": name}
+        for found in self.client.list(*_CONFIGURATION):
+            hooks = found["webhooks"]
+            routed = [hook for hook in hooks if service.items() <= hook["clientConfig"].get("service", {}).items()]
+            for hook in routed:
+                path = hook["clientConfig"].pop("service").get("path", "")
+                hook["clientConfig"]["url"] = url + path
+            if routed:
+                self.client.replace(found)
+                return
+        _simulated_only("it routes a Service")
+
+    def __getattr__(self, name: str) -> Any:
+        """Skip the test when it reaches for what TestCluster has and no real cluster can have."""
+        if name in _SIMULATED_ONLY:
+            _simulated_only(_SIMULATED_ONLY[name])
+        raise AttributeError(name)
+
+
+def _simulated_only(why: str) -> NoReturn:
+    pytest.skip(f"needs the simulated cluster: {why}")

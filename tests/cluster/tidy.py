@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that tests of the operator leave in a real cluster, taken away again.
+
+The cluster is one to throw away: namespace `default` is emptied, and all objects of the kinds and names below go,
+whoever made them.
+"""
+
+from cluster.client import Client, Refused
+from cluster.resource import Object
+
+_RBAC, _ADMISSION = "rbac.authorization.k8s.io/v1", "admissionregistration.k8s.io/v1"
+_DEFINITION = ("apiextensions.k8s.io/v1", "CustomResourceDefinition")
+DEFINITIONS = {
+    "workspaces.kaito.sh": ("kaito.sh/v1beta1", "Workspace"),
+    "rayservices.ray.io": ("ray.io/v1", "RayService"),
+    "rayjobs.ray.io": ("ray.io/v1", "RayJob"),
+    "rayclusters.ray.io": ("ray.io/v1", "RayCluster"),
+    "nodepools.karpenter.sh": ("karpenter.sh/v1", "NodePool"),
+    "nodeclaims.karpenter.sh": ("karpenter.sh/v1", "NodeClaim"),
+}
+NAMESPACES = ("kaito-ray", "team-a", "team-b")
+_IN_DEFAULT = (
+    ("apps/v1", "Deployment"),
+    ("batch/v1", "Job"),
+    ("v1", "PersistentVolumeClaim"),
+    ("policy/v1", "PodDisruptionBudget"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+    ("v1", "Service"),
+    ("v1", "ConfigMap"),
+    ("v1", "Secret"),
+    ("coordination.k8s.io/v1", "Lease"),
+    ("v1", "Event"),
+)
+_OURS = (
+    (_ADMISSION, "ValidatingWebhookConfiguration"),
+    (_RBAC, "ClusterRoleBinding"),
+    (_RBAC, "ClusterRole"),
+)
+_KEPT = {("Service", "kubernetes"), ("ConfigMap", "kube-root-ca.crt")}
+
+
+def tidy(client: Client) -> None:
+    """Take everything away and wait until it is gone."""
+    for api_version, kind in _OURS:
+        for one in client.list(api_version, kind):
+            if one["metadata"]["name"].startswith("kaito-ray"):
+                _delete(client, one)
+    installed = {one["metadata"]["name"]: one for one in client.list(*_DEFINITION)}
+    found = {name: kind for name, kind in DEFINITIONS.items() if name in installed}
+    for api_version, kind in found.values():
+        for one in client.list(api_version, kind):
+            if one["metadata"].get("finalizers"):
+                _release(client, one)
+    for name in found:
+        _delete(client, installed[name])
+    for namespace in NAMESPACES:
+        here = client.find("v1", "Namespace", namespace)
+        if here is not None:
+            _delete(client, here)
+    for api_version, kind in _IN_DEFAULT:
+        for one in client.list(api_version, kind, "default"):
+            if (kind, one["metadata"]["name"]) not in _KEPT:
+                _release(client, one)
+                _delete(client, one)
+    for one in client.list("v1", "Node"):
+        if one["spec"].get("providerID", "").startswith(("test://", "azure://")):
+            _delete(client, one)
+    for one in client.list("v1", "Pod"):
+        _delete(client, one, gracePeriodSeconds=0)
+    client.wait(lambda: _left(client), lambda left: not left, 60)
+
+
+def _left(client: Client) -> list[str]:
+    definitions = [one["metadata"]["name"] for one in client.list(*_DEFINITION)]
+    namespaces = [name for name in NAMESPACES if client.find("v1", "Namespace", name) is not None]
+    # Simulators are gone by now: pods that somebody still made end here.
+    pods = client.list("v1", "Pod")
+    for one in pods:
+        _delete(client, one, gracePeriodSeconds=0)
+    return [*(name for name in definitions if name in DEFINITIONS), *namespaces, *(p["metadata"]["name"] for p in pods)]
+
+
+def _release(client: Client, obj: Object) -> None:
+    if obj["metadata"].get("finalizers"):
+        _unless_gone(lambda: client.patch(obj, {"metadata": {"finalizers": None}}))
+
+
+def _delete(client: Client, obj: Object, **options: int) -> None:
+    _unless_gone(lambda: client.delete(obj, **options))
+
+
+def _unless_gone(action: object) -> None:
+    assert callable(action)
+    try:
+        action()
+    except Refused as refused:
+        if refused.code not in (404, 409):
+            raise
