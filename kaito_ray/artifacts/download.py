@@ -132,7 +132,7 @@ async def download(
     progress = progress or Progress()
     opening = asyncio.create_task(asyncio.to_thread(part.open))
     try:
-        await asyncio.shield(opening)
+        await _undisturbed(opening)
         progress.resume(part.size)
         return await persist(
             lambda: _attempt(ask, part, limits, what, size, immutable, progress, reserve),
@@ -141,8 +141,8 @@ async def download(
             progress=lambda: part.size,
         )
     finally:
-        await asyncio.wait([opening])  # a thread cannot be cancelled, and what it opens must be closed
-        await asyncio.to_thread(part.close)
+        await _undisturbed(opening)  # a thread cannot be cancelled, and what it opens must be closed
+        await _undisturbed(asyncio.create_task(asyncio.to_thread(part.close)))
 
 
 async def _attempt(
@@ -221,7 +221,7 @@ async def _stream(response: aiohttp.ClientResponse, part: Part, limits: Limits, 
                 if arrived > limits.bytes:
                     raise _too_large(what, arrived, limits)
                 if writing and (writing.done() or held >= _HOLD_BYTES):
-                    await writing
+                    await _undisturbed(writing)
                     writing = None
                 if held >= _FLUSH_BYTES and writing is None:
                     writing = asyncio.create_task(asyncio.to_thread(part.write, waiting))
@@ -229,8 +229,21 @@ async def _stream(response: aiohttp.ClientResponse, part: Part, limits: Limits, 
     finally:
         # What arrived before a failure is kept: the next try continues from there.
         if writing:
-            await writing
-        await asyncio.to_thread(part.write, waiting)
+            await _undisturbed(writing)
+        await _undisturbed(asyncio.create_task(asyncio.to_thread(part.write, waiting)))
+
+
+async def _undisturbed(task: asyncio.Task[None]) -> None:
+    """Wait for a thread's work to its end, also while the caller is being cancelled; then be cancelled."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        raise cancelled
+    task.result()
 
 
 def _too_large(what: str, seen: int, limits: Limits) -> ArtifactRefused:

@@ -168,9 +168,8 @@ def _ask(transport: Transport, files: HubFiles, name: str, what: str) -> Ask:
     async def ask(headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         login = {"Authorization": f"Bearer {files.token}"} if files.token else {}
         async with transport.request("GET", url, headers=login | dict(headers)) as response:
-            if response.status in {401, 403}:
-                code = response.headers.get("X-Error-Code", "")
-                raise _gated(files.repository) if code == "GatedRepo" else status_error(response, what)
+            if response.status in {401, 403, 404}:
+                raise _refusal(response, files, what)
             yield response
 
     return ask
@@ -211,6 +210,28 @@ def _find_files(
     return found
 
 
+def _refusal(response: aiohttp.ClientResponse, files: HubFiles, what: str) -> ArtifactRefused | ArtifactUnavailable:
+    """The error of a file that the hub does not give; a code of its own says more than the status."""
+    match response.headers.get("X-Error-Code", ""):
+        case "GatedRepo":
+            return _gated(files.repository)
+        case "RepoNotFound":
+            return _unknown(files.repository)
+        case "RevisionNotFound":
+            return _no_revision(files.repository, files.commit)
+    return status_error(response, what)
+
+
+def _unknown(repository: str) -> ArtifactRefused:
+    return ArtifactRefused(
+        f"the hub knows no repository {repository}, or shows it only to another token", reason=Reason.NOT_FOUND
+    )
+
+
+def _no_revision(repository: str, revision: str | None) -> ArtifactRefused:
+    return ArtifactRefused(f"{repository} has no revision {revision} on the hub", reason=Reason.REVISION_NOT_FOUND)
+
+
 def _gated(repository: str) -> ArtifactRefused:
     return ArtifactRefused(
         f"{repository} is gated: its licence must be accepted on the hub with the account of the token",
@@ -229,13 +250,9 @@ def _translated(repository: str, revision: str | None) -> Iterator[None]:
     except errors.GatedRepoError:
         raise _gated(repository) from None
     except errors.RevisionNotFoundError:
-        raise ArtifactRefused(
-            f"{repository} has no revision {revision} on the hub", reason=Reason.REVISION_NOT_FOUND
-        ) from None
+        raise _no_revision(repository, revision) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
-        raise ArtifactRefused(
-            f"the hub knows no repository {repository}, or shows it only to another token", reason=Reason.NOT_FOUND
-        ) from None
+        raise _unknown(repository) from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
         if status in {401, 403}:

@@ -10,7 +10,7 @@ through source.py into the node's cache, under the same caps and checks as adapt
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -24,6 +24,7 @@ from kaito_ray.artifacts.model_files import check_model, choose_files, find_mode
 from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.source import Source, Stager
+from kaito_ray.errors import ArtifactRefused
 
 
 @dataclass(slots=True)
@@ -86,17 +87,33 @@ async def fetch_model(
     `names` (hub id, preset, aliases) and `architecture` are what the Workspace asked for; another model in the image
     is refused. Raises ArtifactRefused or ArtifactUnavailable, each with its own reason; nothing half is left visible.
     """
+    shown = source.image or source.hub or source.path
     if source.path:
-        home = await asyncio.to_thread(find_model, Path(source.path))
-        await asyncio.to_thread(check_model, home, names=names, architecture=architecture)
+        home = await asyncio.to_thread(_judged, Path(source.path), shown, (), names, architecture, {})
         return FetchedModel(home, "", "")
     staged = await stager.stage(source)
     try:
-        home = await asyncio.to_thread(find_model, staged.path, skipped=staged.skipped)
-        await asyncio.to_thread(
-            check_model, home, names=names, architecture=architecture, annotations=staged.annotations
+        home = await asyncio.to_thread(
+            _judged, staged.path, shown, staged.skipped, names, architecture, staged.annotations
         )
     except BaseException:
         staged.release()
         raise
     return FetchedModel(home, staged.digest, staged.revision, staged.entry)
+
+
+def _judged(
+    folder: Path,
+    shown: str,
+    skipped: Sequence[str],
+    names: Collection[str],
+    architecture: str,
+    annotations: Mapping[str, str],
+) -> Path:
+    """The folder of a model that can be loaded; a refusal says where it came from."""
+    try:
+        home = find_model(folder, skipped=skipped)
+        check_model(home, names=names, architecture=architecture, annotations=annotations)
+    except ArtifactRefused as error:
+        raise ArtifactRefused(f"{shown}: {error}", reason=error.reason) from None
+    return home

@@ -73,7 +73,7 @@ async def pull_image(
                 f"{registry.reference}: has a layer of the unsupported type {layer.media_type[:100]}",
                 reason=Reason.UNSUPPORTED_FORMAT,
             )
-    size = sum(layer.size for layer in layers)
+    size = sum({layer.digest: layer.size for layer in layers}.values())
     if size > limits.bytes:
         raise ArtifactRefused(
             f"{registry.reference}: has {human_bytes(size)}, at most {human_bytes(limits.bytes)} are allowed",
@@ -92,7 +92,8 @@ async def pull_image(
         async with turn:
             return await _fetch_blob(registry, layer, blobs, progress)
 
-    fetches = {layer.digest: asyncio.create_task(fetch(layer)) for layer in layers}
+    distinct = {layer.digest: layer for layer in layers}
+    fetches = {digest: asyncio.create_task(fetch(layer)) for digest, layer in distinct.items()}
     try:
         for layer in layers:
             part = await fetches[layer.digest]

@@ -153,15 +153,21 @@ class Stager:
             )
         try:
             async with asyncio.timeout(self.limits.seconds):
-                if source.image:
-                    return await self._image(source)
-                if source.urls:
-                    return await self._urls(source)
-                if source.path:
-                    return await self._path(source)
-                return await self._hub(source)
+                staged = await self._stage(source)
         except TimeoutError:
             raise ArtifactUnavailable(f"not fetched within {self.limits.seconds:g} s", reason=Reason.TIMEOUT) from None
+        if self._progress:
+            self._progress.finish()
+        return staged
+
+    async def _stage(self, source: Source) -> Staged:
+        if source.image:
+            return await self._image(source)
+        if source.urls:
+            return await self._urls(source)
+        if source.path:
+            return await self._path(source)
+        return await self._hub(source)
 
     async def resolve(self, source: Source) -> str:
         """The digest that an image's tag means now; the operator pins it for all replicas."""
