@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from kaito_ray.artifacts.reason import Reason
 from kaito_ray.plan import AdapterPlan, Plan, ServePlan
 from kaito_ray.replica_report import AdapterReport, ReplicaReport
 from kaito_ray.verdict import Verdict
@@ -55,9 +56,9 @@ def pin(plan: Plan, status: Mapping[str, Any]) -> Plan:
     """The plan with images at the digest that all replicas once loaded, so that none gets another later.
 
     `status` is the Workspace's. A tag is looked up anew when the Workspace names another one, and when the adapter is
-    removed and added again.
+    removed and added again; with `follow_tags` nothing is pinned.
     """
-    if not isinstance(plan, ServePlan):
+    if not isinstance(plan, ServePlan) or plan.follow_tags:
         return plan
     known = {
         (one.get("name"), one.get("source")): one["digest"] for one in status.get("adapters") or () if one.get("digest")
@@ -79,7 +80,10 @@ def _adapter(wanted: AdapterPlan, reports: tuple[ReplicaReport, ...], replicas: 
     failed = [one for one in told if one.state == "Failed"]
     digests = Counter(one.digest for one in ready).most_common()
     shown = next((one for one in ready if one.digest == digests[0][0]), None)
-    state, reason, error = _judge(ready, failed, digests, replicas)
+    if wanted.waits_for:
+        state, reason, error = PENDING, str(Reason.NOT_TUNED), wanted.waits_for
+    else:
+        state, reason, error = _judge(ready, failed, digests, replicas)
     return AdapterStatus(
         name=wanted.name,
         source=_shown(wanted.source),

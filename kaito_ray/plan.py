@@ -80,6 +80,8 @@ class AdapterPlan:
     name: str
     source: Mapping[str, Json]
     strength: float = 1.0
+    waits_for: str = ""
+    """Why there is nothing to load yet, in a sentence; empty when there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +184,8 @@ class ServePlan(Target):
     """VolumeSources of adapters, by adapter name: `{"name": ..., "source": {...}, "mount": ...}`."""
     default_adapter: str | None = None
     """The adapter that `/chat` answers with when a request names no model; None is the base model."""
+    follow_tags: bool = False
+    """Replicas look up the tags of adapters now and then; otherwise they keep the digest that was found first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from cluster.client import Client
+from cluster.fixture import Cluster
 from cluster.ray_job_simulator import Running
-from cluster.server import TestCluster
 from kaito_ray.tuning_event import Data, Event, Failed, Finished, Started, Step, Waiting
 from operator_rig import Operator, running_operator
 from workspace_rig import (
@@ -65,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def cluster(folder: Path) -> Iterator[TestCluster]:
+def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster with a push secret and no operator yet."""
     with simulated_cluster(folder) as cluster:
         cluster.client.create(
@@ -81,12 +81,12 @@ def cluster(folder: Path) -> Iterator[TestCluster]:
 
 
 @pytest.fixture(scope="module")
-def operator(cluster: TestCluster, folder: Path) -> Iterator[Operator]:
+def operator(cluster: Cluster, folder: Path) -> Iterator[Operator]:
     with running_operator(cluster.kubeconfig, folder) as operator:
         yield operator
 
 
-def a_tuning(cluster: TestCluster, name: str, **overrides: Any) -> Object:
+def a_tuning(cluster: Cluster, name: str, **overrides: Any) -> Object:
     """A tuning Workspace with a node of its own."""
     cluster.add_node(f"gpu-{name}", gpus=1, labels={"apps": name})
     document = a_serving(name, name, **overrides)
@@ -110,7 +110,7 @@ def job(client: Client, workspace: str) -> Object:
     return dict(found)
 
 
-def script(cluster: TestCluster, workspace: str, running: Running) -> str:
+def script(cluster: Cluster, workspace: str, running: Running) -> str:
     """Have the job of a Workspace, which is there, go so; its name."""
     name: str = job(cluster.client, workspace)["metadata"]["name"]
     cluster.set_running("default", name, running)
@@ -141,7 +141,7 @@ def seed(folder: Path, number: str) -> Path:
     [("02", "workspace-phi-3-mini", "phi-3-adapter"), ("05", "workspace-tuning-phi-3", "tuning-phi-3")],
 )
 def test_the_users_manifests_from_apply_to_ready(
-    cluster: TestCluster, folder: Path, number: str, name: str, label: str
+    cluster: Cluster, folder: Path, number: str, name: str, label: str
 ) -> None:
     client = cluster.client
     cluster.add_node(
@@ -192,7 +192,7 @@ def test_the_users_manifests_from_apply_to_ready(
 
 
 @pytest.mark.usefixtures("operator")
-def test_nodes_are_given_back_instead_of_serving(cluster: TestCluster) -> None:
+def test_nodes_are_given_back_instead_of_serving(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", finished())
     client.create(a_tuning(cluster, "released", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
@@ -210,7 +210,7 @@ def test_nodes_are_given_back_instead_of_serving(cluster: TestCluster) -> None:
 
 
 @pytest.mark.usefixtures("operator")
-def test_what_the_configmap_says_is_part_of_the_wish(cluster: TestCluster) -> None:
+def test_what_the_configmap_says_is_part_of_the_wish(cluster: Cluster) -> None:
     client = cluster.client
     text = "training_config:\n  LoraConfig:\n    r: 16\n"
     config = {
@@ -247,7 +247,7 @@ def test_what_the_configmap_says_is_part_of_the_wish(cluster: TestCluster) -> No
 
 
 @pytest.mark.usefixtures("operator")
-def test_a_registry_that_is_down_is_said(cluster: TestCluster) -> None:
+def test_a_registry_that_is_down_is_said(cluster: Cluster) -> None:
     client = cluster.client
     waiting = Waiting("ConnectionFailed", "registry.example.com does not answer; the adapter is kept")
     cluster.set_running("default", "", running(DATA, STARTED, STEP, waiting))
@@ -268,7 +268,7 @@ def test_a_registry_that_is_down_is_said(cluster: TestCluster) -> None:
         ("broken-data", "DatasetInvalid", "train.jsonl:17: column `messages` is not a list"),
     ],
 )
-def test_a_job_that_fails_says_why(cluster: TestCluster, name: str, reason: str, message: str) -> None:
+def test_a_job_that_fails_says_why(cluster: Cluster, name: str, reason: str, message: str) -> None:
     client = cluster.client
     cluster.set_running("default", "", Running(status="FAILED", log=log(DATA, Failed(reason, message))))
     client.create(a_tuning(cluster, name))
@@ -287,7 +287,7 @@ def test_a_job_that_fails_says_why(cluster: TestCluster, name: str, reason: str,
 
 
 @pytest.mark.usefixtures("operator")
-def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: TestCluster) -> None:
+def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", running(DATA, STARTED, STEP))
     client.create(a_tuning(cluster, "retried"))
@@ -309,13 +309,17 @@ def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: TestC
 
 
 @pytest.mark.usefixtures("operator")
-def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: TestCluster) -> None:
+def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: Cluster) -> None:
     client = cluster.client
     cluster.add_node("gpu-serves", gpus=1, labels={"apps": "serves"})
     source = {"name": "sql", "workspace": "teacher"}
     client.create(a_serving("serves", "serves", inference={"adapters": [{"source": source}]}))
     workspace = wait_until_ready(client, "serves")
-    assert condition(workspace, "AdaptersReady")["status"] == "False"
+    waits = "adapter sql: there is no Workspace teacher in this namespace"
+    assert (condition(workspace, "AdaptersReady")["status"], condition(workspace, "AdaptersReady")["message"]) == (
+        "False",
+        waits,
+    )
     (before,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
     cluster.set_running("default", "", finished())
     client.create(a_tuning(cluster, "teacher", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
@@ -336,7 +340,7 @@ def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: TestClus
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
 
 
-def test_an_operator_that_restarts_goes_on(cluster: TestCluster, folder: Path, operator: Operator) -> None:
+def test_an_operator_that_restarts_goes_on(cluster: Cluster, folder: Path, operator: Operator) -> None:
     client = cluster.client
     cluster.set_running("default", "", running(DATA, STARTED, STEP))
     client.create(a_tuning(cluster, "halfway"))
