@@ -22,7 +22,7 @@ from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.source import Source
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
-from model_folder import NAME, REVISION, SHARDS, a_model, a_shard, content, put_files, put_model
+from model_images import NAME, REVISION, SHARDS, a_model, a_shard, content, put_files, put_model
 from web import serving
 
 LIMITS = replace(MODEL, seconds=20, attempts=3, idle_s=2)
