@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-plan bench-operator clean
+.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-tuning bench-plan bench-operator clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-serving: setup ## our server against vLLM's own, side by side
 
 bench-adapters: setup ## what adapters cost: until they answer, for others, per token
 	$(BIN)/python tests/bench/adapters.py $(ARGS)
+
+bench-tuning: setup ## our tuning job against a plain TRL script, side by side
+	$(BIN)/python tests/bench/tuning.py $(ARGS)
 
 bench-plan: setup ## every model on every size, in one process
 	$(BIN)/python tests/bench/plan.py $(ARGS)

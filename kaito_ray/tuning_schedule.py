@@ -44,7 +44,7 @@ class Estimate:
     def __str__(self) -> str:
         minutes = self.seconds / 60
         time = f"about {minutes / 60:.1f} h" if minutes >= 90 else f"about {minutes:.0f} min"
-        price = f" and ${self.usd:.2f}" if self.usd is not None else ""
+        price = "" if self.usd is None else f" and ${self.usd:.2f}" if self.usd >= 0.01 else " and less than a cent"
         return f"{time if minutes >= 2 else 'less than 2 min'}{price} of training"
 
 

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`kaito-ray validate --data`: the data of a manifest is judged on this machine."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 from typer.testing import CliRunner
 
 from kaito_ray.cli import app
+from web import serving
 
 TURNS = [{"role": "user", "content": "What is a pod?"}, {"role": "assistant", "content": "A barrel."}]
 
@@ -53,7 +56,21 @@ def test_good_data_is_described_with_steps_and_price(tmp_path: Path) -> None:
     assert "mine: 1 row of messages (messages)" in result.stdout
     assert "about 6 tokens" in result.stdout
     assert "sample: user: What is a pod? | assistant: A barrel." in result.stdout
-    assert "150 steps, 150 epochs, less than 2 min and $" in result.stdout
+    assert "150 steps, 150 epochs, less than 2 min and less than a cent of training" in result.stdout
+
+
+@pytest.mark.usefixtures("offline")
+async def test_data_of_a_server_that_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def data(_: web.Request) -> web.Response:
+        return web.Response(text=json.dumps({"messages": TURNS}) + "\n")
+
+    monkeypatch.setenv("KAITO_RAY_ALLOW_PRIVATE_URLS", "127.0.0.1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    async with serving(data) as url:
+        manifest = a_manifest(tmp_path, {"urls": [f"{url}/chats.jsonl?download=true"]})
+        result = await asyncio.to_thread(CliRunner().invoke, app, ["validate", "--data", manifest])
+    assert result.exit_code == 0, result.output
+    assert "mine: 1 row of messages (messages)" in result.stdout
 
 
 @pytest.mark.usefixtures("offline")

@@ -81,6 +81,7 @@ def test_nothing_is_said_about_hardware_of_unknown_speed() -> None:
 @pytest.mark.parametrize(
     ("told", "shown"),
     [
+        (Estimate(30, 0.002), "less than 2 min and less than a cent of training"),
         (Estimate(30, 0.02), "less than 2 min and $0.02 of training"),
         (Estimate(1800, None), "about 30 min of training"),
         (Estimate(2.5 * 3600, 9.175), "about 2.5 h and $9.18 of training"),
