@@ -34,6 +34,7 @@ class Annotations:
     load_balancer: bool
     api_keys_secret: str | None
     bypass_checks: bool
+    follow_tags: bool
     flags: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -66,6 +67,7 @@ def read_annotations(workspace: Workspace) -> Annotations:
         load_balancer=balancer == "True",
         api_keys_secret=given.get(names.ANNOTATION_API_KEYS) or None,
         bypass_checks=names.ANNOTATION_BYPASS_CHECKS in given,
+        follow_tags=given.get(names.ANNOTATION_FOLLOW_TAGS) == "true",
         flags=flags,
         warnings=tuple(warnings),
     )

@@ -97,6 +97,7 @@ def plan_serve(
         max_ongoing_requests=2 * sizing.load.sequences + 64,
         max_queued_requests=sizing.load.sequences,
         adapters=tuple(_adapter(adapter, local=sku.is_this_machine) for adapter in inference.adapters),
+        follow_tags=wishes.follow_tags,
         autoscaling=made.autoscaling,
         hf_token_secret=(options.model_access_secret if options else "") or None,
         api_keys_secret=wishes.api_keys_secret,

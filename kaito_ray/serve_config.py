@@ -23,6 +23,8 @@ API_KEYS_DIR = "/etc/kaito-ray/api-keys"
 
 SHUTDOWN_TIMEOUT_S = 120
 """How long a replica that leaves may finish its requests; pods need a longer grace period than this."""
+FOLLOW_TAGS_S = 300
+"""How often replicas look up the tags of adapters' images where that is asked for."""
 HEALTH_PERIOD_S = 5
 """Serve replaces a replica after three failed checks, so a dead engine is noticed within about 15 s."""
 
@@ -151,6 +153,7 @@ def _deployment(plan: ServePlan) -> dict[str, Any]:
                 for adapter in sorted(plan.adapters, key=lambda adapter: adapter.name)
             ],
             **({"default_adapter": plan.default_adapter} if plan.default_adapter else {}),
+            **({"follow_tags_s": FOLLOW_TAGS_S} if plan.follow_tags and plan.adapters else {}),
             "max_queued_requests": plan.max_queued_requests,
         },
     }

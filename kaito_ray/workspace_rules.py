@@ -47,6 +47,7 @@ _ANNOTATION_VALUES: Mapping[str, tuple[str, ...]] = {
     names.ANNOTATION_LOCAL_WEIGHTS: ("true", "false"),
     names.ANNOTATION_RUNTIME: ("vllm", "transformers"),
     names.ANNOTATION_AFTER_TUNING: ("serve", "release"),
+    names.ANNOTATION_FOLLOW_TAGS: ("true", "false"),
     names.ANNOTATION_SPOT: ("prefer", "require", "never"),
 }
 

@@ -66,6 +66,8 @@ class _Loaded:
 
     request: Any
     prepared: Prepared
+    silent: bool = False
+    """Whether it changes nothing."""
 
 
 class Adapters:
@@ -89,14 +91,19 @@ class Adapters:
             self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, models))
             self._plain = asyncio.create_task(sample(self._engine))
         self._wait_s = _FIRST_WAIT_S
+        self._follow_s: float | None = None
         _show_clients_names(models)
 
     def states(self) -> list[dict[str, Any]]:
         """Every adapter that is asked for, by name."""
         return [asdict(self._states[name]) for name in sorted(self._states)]
 
-    async def apply(self, wanted: Sequence[Adapter]) -> None:
-        """Ask for these adapters; returns when each was tried once, or after a while that no source may exceed."""
+    async def apply(self, wanted: Sequence[Adapter], follow_s: float | None = None) -> None:
+        """Ask for these adapters; returns when each was tried once, or after a while that no source may exceed.
+
+        With `follow_s` the tags of images are looked up again every so many seconds.
+        """
+        followed, self._follow_s = self._follow_s, follow_s
         before, self._wanted = self._wanted, {adapter.name: adapter for adapter in wanted}
         for name in before.keys() - self._wanted.keys():
             self._cancel(name)
@@ -105,7 +112,7 @@ class Adapters:
             known = self._states.get(name)
             if known is not None and known.state == "Ready" and _pinned(before.get(name), known.digest) == adapter:
                 self._states[name] = replace(known, source=adapter.source)
-            elif before.get(name) != adapter or known is None or known.state == "Failed":
+            elif before.get(name) != adapter or known is None or known.state == "Failed" or followed != follow_s:
                 self._cancel(name)
                 self._start(adapter)
         waits = [asyncio.create_task(event.wait()) for event in self._tried.values()]
@@ -133,15 +140,19 @@ class Adapters:
             tried.set()  # for those who wait for what is no longer wanted
 
     async def _bring(self, adapter: Adapter, tried: asyncio.Event) -> None:
-        """Fetch, check and load; again and again while the source is down."""
+        """Fetch, check and load; again and again while the source is down, and now and then where tags are followed."""
         tries = 0
         while True:
             error = await self._try(adapter)
             tried.set()
-            if not isinstance(error, ArtifactUnavailable):
+            if isinstance(error, ArtifactUnavailable):
+                tries += 1
+                await asyncio.sleep(min(_RETRY_MAX_S, max(error.retry_after_s, 2.0**tries)))
+            elif self._follow_s is not None and "image" in adapter.source:
+                tries = 0
+                await asyncio.sleep(self._follow_s)
+            else:
                 return
-            tries += 1
-            await asyncio.sleep(min(_RETRY_MAX_S, max(error.retry_after_s, 2.0**tries)))
 
     async def _try(self, adapter: Adapter) -> Exception | None:
         """One try, its outcome in the state."""
@@ -184,7 +195,7 @@ class Adapters:
         if old is not None and old.request.lora_path == str(prepared.path):
             old.prepared.release()
             self._loaded[adapter.name] = replace(old, prepared=prepared)
-            self._set_ready(adapter, prepared, self._states[adapter.name].loaded_at)
+            self._set_ready(adapter, self._loaded[adapter.name], self._states[adapter.name].loaded_at)
             return
         request = LoRARequest(
             # vLLM takes two requests of one adapter name for the same adapter, so each version has its own.
@@ -200,16 +211,17 @@ class Adapters:
             self._retire(_Loaded(request, prepared), release=False)
             raise
         self._models.lora_requests[adapter.name] = request
-        self._loaded[adapter.name] = _Loaded(request, prepared)
+        self._loaded[adapter.name] = _Loaded(request, prepared, silent)
         if old is not None:
             self._retire(old)
-        self._set_ready(adapter, prepared, datetime.now(UTC).isoformat(timespec="seconds"), silent=silent)
+        self._set_ready(adapter, self._loaded[adapter.name], datetime.now(UTC).isoformat(timespec="seconds"))
 
     async def _changes_nothing(self, request: Any) -> bool:
         with_it = await sample(self._engine, request)
         return bool(with_it) and self._plain is not None and with_it == await asyncio.shield(self._plain)
 
-    def _set_ready(self, adapter: Adapter, prepared: Prepared, loaded_at: str, *, silent: bool = False) -> None:
+    def _set_ready(self, adapter: Adapter, loaded: _Loaded, loaded_at: str) -> None:
+        prepared, silent = loaded.prepared, loaded.silent
         self._states[adapter.name] = AdapterState(
             adapter.name,
             adapter.source,

@@ -58,5 +58,7 @@ class UserConfig(_Frozen):
     adapters: tuple[Adapter, ...] = ()
     default_adapter: str | None = None
     """The one of them that `/chat` answers with when a request names no model; None is the base model."""
+    follow_tags_s: Annotated[float, Field(gt=0)] | None = None
+    """How often the tags of adapters' images are looked up again; None keeps what was found first."""
     max_queued_requests: int | None = None
     """Requests that may wait for a place in the engine before others get 429; None is the engine's own width."""

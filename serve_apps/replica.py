@@ -56,7 +56,7 @@ class Replica:
             self._queue.waiting_max = config.max_queued_requests
         engine.limit_queue(self._engine, self._queue.waiting_max)
         self._state.default_adapter = config.default_adapter
-        await self._adapters.apply(config.adapters)
+        await self._adapters.apply(config.adapters, config.follow_tags_s)
 
     async def adapter_report(self) -> Report:
         """What is loaded here."""

@@ -7,6 +7,7 @@ serve_apps/adapters.py calls.
 
 import asyncio
 import contextlib
+import gzip
 import itertools
 import os
 import pickle
@@ -20,6 +21,8 @@ import pytest
 from aiohttp import web
 
 from adapter_files import a_base, adapter_tensors, an_adapter
+from archives import a_tar
+from fake_registry import FakeRegistry
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.limits import ADAPTER
 from kaito_ray.artifacts.prepare import adapter_stager
@@ -244,6 +247,8 @@ async def test_an_adapter_without_effect_is_flagged(rig: Rig) -> None:
     rig.engine.deaf = True
     state = (await rig.apply(("a", an_adapter(rig.folder / "one"))))["a"]
     assert (state["state"], state["reason"]) == ("Ready", Reason.CHANGES_NOTHING)
+    await rig.adapters.apply([Adapter(name="a", source=state["source"])], follow_s=300)  # tried again, and as useless
+    assert rig.states()["a"] == state
     assert "same probabilities with and without" in state["error"]
 
 
@@ -261,6 +266,36 @@ async def test_a_source_that_comes_back_is_taken_up_by_itself(rig: Rig) -> None:
         down = False
         await rig.until(lambda: rig.states()["a"]["state"] == "Ready")
     assert rig.answering().keys() == {"a"}
+
+
+async def test_a_tag_is_followed_where_that_is_asked_for(rig: Rig) -> None:
+    registry = FakeRegistry()
+
+    def publish(rank: int) -> str:
+        folder = an_adapter(rig.folder / f"rank-{rank}", rank=rank)
+        files = [(f"data/{path.name}", path.read_bytes()) for path in sorted(folder.iterdir())]
+        return registry.add_image("1.0", gzip.compress(a_tar(*files)))
+
+    first = publish(8)
+    async with serving(registry.handle) as url:
+        adapter = Adapter(name="a", source={"image": f"{url.removeprefix('http://')}/team/adapter:1.0"})
+        await rig.adapters.apply([adapter])
+        assert rig.states()["a"]["digest"] == first
+        second = publish(16)
+        await rig.adapters.apply([adapter])
+        assert rig.states()["a"]["digest"] == first  # what a tag meant stays
+        await rig.adapters.apply([adapter], follow_s=0.05)
+        assert (rig.states()["a"]["digest"], rig.states()["a"]["rank"]) == (second, 16)
+        third = publish(32)
+        await rig.until(lambda: rig.states()["a"]["digest"] == third)
+        # A registry that is away for a while, and a version that cannot be loaded, leave the one that answers.
+        registry.fault = lambda _: web.Response(status=503)
+        await asyncio.sleep(0.2)
+        registry.fault = lambda _: None
+        publish(128)
+        await rig.until(lambda: rig.states()["a"]["reason"] == Reason.RANK_TOO_HIGH)
+        assert rig.states()["a"]["digest"] == third
+        await rig.adapters.apply([])
 
 
 async def test_the_newest_wish_does_not_wait_for_the_one_before(rig: Rig) -> None:

@@ -131,6 +131,8 @@ def test_digests_of_images_are_pinned_once_all_have_them() -> None:
     assert (moved.state, moved.loaded) == ("Pending", 1)
     renamed = plan(replace(SQL, source={"image": "registry.example/sql:2"}))
     assert pin(renamed, status) == renamed
+    following = replace(both, follow_tags=True)
+    assert pin(following, status) == following
 
 
 @pytest.mark.parametrize(

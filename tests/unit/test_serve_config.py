@@ -2,6 +2,7 @@
 """A plan in, the Serve config and its environment out."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ def test_the_app_accepts_what_the_plan_writes() -> None:
     config = UserConfig.model_validate(deployment(plan)["user_config"])
     assert [adapter.name for adapter in config.adapters] == ["a", "b"]
     assert config.max_queued_requests == 256
+    assert config.follow_tags_s is None
+    assert UserConfig.model_validate(deployment(replace(plan, follow_tags=True))["user_config"]).follow_tags_s == 300
 
 
 def test_the_order_of_the_plan_does_not_show() -> None:
