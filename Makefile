@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-tuning bench-plan bench-operator clean
+.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-tuning bench-plan bench-operator bench-loading clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,9 @@ bench-plan: setup ## every model on every size, in one process
 
 bench-operator: setup ## many Workspaces at once on the test cluster
 	$(BIN)/python tests/bench/reconcile.py $(ARGS)
+
+bench-loading: setup ## how fast weights are read, by strategy and medium
+	$(BIN)/python tests/bench/loading.py $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
