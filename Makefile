@@ -9,7 +9,7 @@ TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-tuning bench-plan bench-operator bench-loading clean
+.PHONY: help setup run test unit lint generate bench-serving bench-adapters bench-tuning bench-plan bench-operator bench-loading bench-weights clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-operator: setup ## many Workspaces at once on the test cluster
 
 bench-loading: setup ## how fast weights are read, by strategy and medium
 	$(BIN)/python tests/bench/loading.py $(ARGS)
+
+bench-weights: setup ## a model from a registry, against skopeo and huggingface_hub; needs 8 GB of disk
+	$(BIN)/python tests/bench/weights.py $(ARGS)
 
 clean: ## remove .venv, caches and build output
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

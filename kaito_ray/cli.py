@@ -213,7 +213,11 @@ def pack(
 ) -> None:
     """Make an image of a model and push it to a registry, so that a cluster needs no hub."""
     import os
+    from importlib.util import find_spec
 
+    needed = ("aiohttp", "huggingface_hub", "numpy", "safetensors")
+    if missing := [name for name in needed if find_spec(name) is None]:
+        raise CannotRun(f"this needs packages that are not installed: pip install {' '.join(missing)}")
     from kaito_ray.artifacts.pack import Form
     from kaito_ray.pack_command import PackWish
     from kaito_ray.pack_command import pack as pack_model
