@@ -16,7 +16,7 @@ vLLM's own `load_inplace` would swap weights under running requests, and reload 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,9 +71,12 @@ class _Loaded:
 
 
 class Adapters:
-    """`models` is vLLM's OpenAIServingModels, which resolves the `model` of every request."""
+    """`models` is vLLM's OpenAIServingModels, which resolves the `model` of every request.
 
-    def __init__(self, models: Any, stager: Stager) -> None:
+    `names` is what the model is called, where it lies in a folder that does not say.
+    """
+
+    def __init__(self, models: Any, stager: Stager, names: Collection[str] = ()) -> None:
         self._models = models
         self._engine = models.engine_client
         self._stager = stager
@@ -88,7 +91,7 @@ class Adapters:
         self._plain: asyncio.Task[Probabilities] | None = None
         if self._engine.vllm_config.lora_config is not None:
             # Before the first adapter comes: reading headers takes a moment, and so does an engine's first answer.
-            self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, models))
+            self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, models, names))
             self._plain = asyncio.create_task(sample(self._engine))
         self._wait_s = _FIRST_WAIT_S
         self._follow_s: float | None = None
@@ -264,12 +267,12 @@ def _pinned(adapter: Adapter | None, digest: str) -> Adapter | None:
     return adapter.model_copy(update={"source": {**adapter.source, "digest": digest}}) if adapter else None
 
 
-def _read_base(model_config: Any, models: Any) -> Base:
+def _read_base(model_config: Any, models: Any, called: Collection[str]) -> Base:
     """What adapters must fit: the layers of the weights on this machine, wherever vLLM has them."""
     from huggingface_hub import try_to_load_from_cache
 
     model = str(model_config.model)
-    names = {model, *(path.name for path in models.base_model_paths)}
+    names = {*(called or [model]), *(path.name for path in models.base_model_paths)}
     folder = Path(model)
     if not folder.is_dir():
         found = try_to_load_from_cache(model, "config.json", revision=model_config.revision)

@@ -43,7 +43,9 @@ class Replica:
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
-        self._adapters = Adapters(app.state.openai_serving_models, _stager(self._arguments))
+        self._adapters = Adapters(
+            app.state.openai_serving_models, _stager(self._arguments), self._arguments.model.names
+        )
         self._add_routes(app)
         self._state = app.state
         self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)
