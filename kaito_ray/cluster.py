@@ -129,7 +129,8 @@ class Cluster:
         accept = _accept(metadata_only, "List")
         while True:
             page: KubeObject = await self._request("GET", kind, kind.path(namespace), query=query, accept=accept)
-            yield page
+            # An empty list of metadata has null for its items.
+            yield {**page, "items": page["items"] or []}
             query["continue"] = page["metadata"].get("continue", "")
             if not query["continue"]:
                 return

@@ -25,6 +25,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 MANIFESTS = SHARED / "user-manifests"
 API = "kaito.sh/v1beta1"
 RAY = "ray.io/v1"
+_MADE = (
+    (RAY, "RayService"),
+    (RAY, "RayJob"),
+    ("v1", "Service"),
+    ("v1", "Secret"),
+    ("v1", "ConfigMap"),
+    ("networking.k8s.io/v1", "NetworkPolicy"),
+)
 
 
 @contextmanager
@@ -34,6 +42,8 @@ def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[Cluster]:
         pytest.skip("needs ../shared/crds")
     given = given_kubeconfig()
     with TestCluster() if given is None else RealCluster(given) as cluster:
+        if isinstance(cluster, RealCluster) and not kuberay:
+            cluster.forget_kuberay()
         cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])])
         yield cluster
 
@@ -140,7 +150,11 @@ def kubectl(kubeconfig: Path, *arguments: str, check: bool = True) -> str:
 
 
 def quiet_writes(cluster: Cluster, settle_s: float = 1.0) -> list[str]:
-    """What the operator writes within `settle_s`, the Lease apart."""
+    """What the operator writes within `settle_s`, the Lease apart; on a real server only what its writes change."""
+    if isinstance(cluster, RealCluster):
+        before = _versions(cluster.client)
+        time.sleep(settle_s)
+        return sorted(_versions(cluster.client) - before)
     cluster.requests.clear()
     time.sleep(settle_s)
     return [
@@ -148,3 +162,14 @@ def quiet_writes(cluster: Cluster, settle_s: float = 1.0) -> list[str]:
         for one in cluster.requests.writes("kaito-ray")
         if not one.resource.startswith("leases")
     ]
+
+
+def _versions(client: Client) -> set[str]:
+    """Every Workspace with its version; every object we make, with its generation where others write its status."""
+    return {
+        f"{one['metadata']['name']} {one['metadata']['resourceVersion']}" for one in client.list(API, "Workspace")
+    } | {
+        f"{kind} {one['metadata']['name']} {one['metadata'].get('generation') or one['metadata']['resourceVersion']}"
+        for api_version, kind in _MADE
+        for one in client.list(api_version, kind)
+    }

@@ -266,7 +266,7 @@ class Api:
         if form.kind == "Table":
             return _formed(table(call.resource, objects, metadata, call.options.get("includeObject", "")), form)
         partials = {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-                    "items": [partial(obj) for obj in objects]}  # fmt: skip
+                    "items": [partial(obj) for obj in objects] or None}  # fmt: skip
         return _formed(partials, form)
 
     def _watch(self, call: Call, query: dict[str, str], form: Form) -> AsyncIterator[bytes]:

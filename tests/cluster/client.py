@@ -45,7 +45,9 @@ class Access(NamedTuple):
 class Client:
     """Whole objects in and out, as dictionaries; a kind's plural comes from discovery."""
 
-    def __init__(self, kubeconfig: Path) -> None:
+    def __init__(self, kubeconfig: Path, patience: float = 1.0) -> None:
+        """`patience` stretches every wait, for clusters that are slower than a simulated one."""
+        self._patience = patience
         self._api = config.new_client_from_config(str(kubeconfig))  # type: ignore[no-untyped-call]
         self._api.set_default_header("User-Agent", "test-client")
         self._plurals: dict[tuple[str, str], tuple[str, bool]] = {}
@@ -136,7 +138,7 @@ class Client:
         return self.request("DELETE", self._of(obj), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
     def install(self, definitions: Iterable[Path], timeout_s: float = 20.0) -> None:
-        """Create the CustomResourceDefinitions of files that are not there, and wait until they are served."""
+        """Have the CustomResourceDefinitions of files as they stand there, and wait until they are served."""
         self.define((document for path in definitions for document in _documents(path)), timeout_s)
 
     def define(self, definitions: Iterable[Object], timeout_s: float = 20.0) -> None:
@@ -145,6 +147,8 @@ class Client:
             name = document["metadata"]["name"]
             if self.find(document["apiVersion"], document["kind"], name) is None:
                 self.create(document)
+            else:
+                self.apply(document, force=True)
             self.wait(
                 functools.partial(self.get, document["apiVersion"], document["kind"], name),
                 lambda found: condition_of(found, "Established") == "True",
@@ -168,7 +172,7 @@ class Client:
 
     def wait(self, read: Callable[[], Any], wanted: Callable[[Any], bool], timeout_s: float = 10.0) -> Any:
         """What `read` gives once it is as wanted; fails with the last of it otherwise."""
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * self._patience
         while True:
             seen = read()
             if wanted(seen):

@@ -20,11 +20,13 @@ from cluster.mirror import Mirror
 from cluster.outside import Outside
 from cluster.simulation import Pace, Simulation
 from cluster.steered import Steered
-from cluster.tidy import tidy
+from cluster.tidy import tidy, undefine
 
 _CONFIGURATION = ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfiguration")
 
 
+# The garbage collector hears of new kinds every 30 seconds.
+_PATIENCE = 3.0
 _SIMULATED_ONLY = {
     "api": "it looks into the API server",
     "url": "it looks into the API server",
@@ -54,12 +56,13 @@ class RealCluster(Steered):
         super().__init__()
         self.namespace = namespace
         self.kubeconfig = kubeconfig
-        self.client = Client(kubeconfig)
+        self.client = Client(kubeconfig, _PATIENCE)
         self._mirror = Mirror(self.client)
-        self._folder = tempfile.TemporaryDirectory(prefix="real-cluster-")
+        self._folder: tempfile.TemporaryDirectory[str]
 
     def __enter__(self) -> Self:
         tidy(self.client)
+        self._folder = tempfile.TemporaryDirectory(prefix="real-cluster-")
         self._begin_loop()
         self.run(self._mirror.start())
         return self
@@ -95,6 +98,10 @@ class RealCluster(Steered):
         file.write_text(yaml.safe_dump(config))
         file.chmod(0o600)
         return file
+
+    def forget_kuberay(self) -> None:
+        """Take KubeRay's CustomResourceDefinitions away."""
+        undefine(self.client, "ray.io")
 
     def route_service(self, namespace: str, name: str, url: str) -> None:
         """Have webhooks that name a Service asked at a URL; nothing else can be routed here."""

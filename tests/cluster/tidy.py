@@ -2,22 +2,23 @@
 """Everything that tests of the operator leave in a real cluster, taken away again.
 
 The cluster is one to throw away: namespace `default` is emptied, and all objects of the kinds and names below go,
-whoever made them.
+whoever made them; the CustomResourceDefinitions of Workspaces and of KubeRay stay.
 """
+
+from collections.abc import Callable
 
 from cluster.client import Client, Refused
 from cluster.resource import Object
 
 _RBAC, _ADMISSION = "rbac.authorization.k8s.io/v1", "admissionregistration.k8s.io/v1"
 _DEFINITION = ("apiextensions.k8s.io/v1", "CustomResourceDefinition")
-DEFINITIONS = {
-    "workspaces.kaito.sh": ("kaito.sh/v1beta1", "Workspace"),
-    "rayservices.ray.io": ("ray.io/v1", "RayService"),
-    "rayjobs.ray.io": ("ray.io/v1", "RayJob"),
-    "rayclusters.ray.io": ("ray.io/v1", "RayCluster"),
-    "nodepools.karpenter.sh": ("karpenter.sh/v1", "NodePool"),
-    "nodeclaims.karpenter.sh": ("karpenter.sh/v1", "NodeClaim"),
-}
+_KINDS = (
+    ("kaito.sh/v1beta1", "Workspace"),
+    ("ray.io/v1", "RayService"),
+    ("ray.io/v1", "RayJob"),
+    ("ray.io/v1", "RayCluster"),
+)
+_COME_LATE = ("karpenter.sh", "karpenter.azure.com")
 NAMESPACES = ("kaito-ray", "team-a", "team-b")
 _IN_DEFAULT = (
     ("apps/v1", "Deployment"),
@@ -45,14 +46,13 @@ def tidy(client: Client) -> None:
         for one in client.list(api_version, kind):
             if one["metadata"]["name"].startswith("kaito-ray"):
                 _delete(client, one)
-    installed = {one["metadata"]["name"]: one for one in client.list(*_DEFINITION)}
-    found = {name: kind for name, kind in DEFINITIONS.items() if name in installed}
-    for api_version, kind in found.values():
-        for one in client.list(api_version, kind):
-            if one["metadata"].get("finalizers"):
-                _release(client, one)
-    for name in found:
-        _delete(client, installed[name])
+    for group in _COME_LATE:
+        undefine(client, group)
+    served = {one["spec"]["names"]["kind"] for one in client.list(*_DEFINITION)}
+    for api_version, kind in _KINDS:
+        for one in client.list(api_version, kind) if kind in served else ():
+            _release(client, one)
+            _delete(client, one)
     for namespace in NAMESPACES:
         here = client.find("v1", "Namespace", namespace)
         if here is not None:
@@ -70,14 +70,27 @@ def tidy(client: Client) -> None:
     client.wait(lambda: _left(client), lambda left: not left, 60)
 
 
+def undefine(client: Client, group: str) -> None:
+    """Take the CustomResourceDefinitions of a group away, and wait until they are gone."""
+
+    def there() -> list[Object]:
+        return [one for one in client.list(*_DEFINITION) if one["spec"]["group"] == group]
+
+    for definition in there():
+        spec = definition["spec"]
+        for one in client.list(f"{group}/{spec['versions'][0]['name']}", spec["names"]["kind"]):
+            _release(client, one)
+        _delete(client, definition)
+    client.wait(there, lambda left: not left, 30)
+
+
 def _left(client: Client) -> list[str]:
-    definitions = [one["metadata"]["name"] for one in client.list(*_DEFINITION)]
     namespaces = [name for name in NAMESPACES if client.find("v1", "Namespace", name) is not None]
     # Simulators are gone by now: pods that somebody still made end here.
     pods = client.list("v1", "Pod")
     for one in pods:
         _delete(client, one, gracePeriodSeconds=0)
-    return [*(name for name in definitions if name in DEFINITIONS), *namespaces, *(p["metadata"]["name"] for p in pods)]
+    return [*namespaces, *(str(pod["metadata"]["name"]) for pod in pods)]
 
 
 def _release(client: Client, obj: Object) -> None:
@@ -89,8 +102,7 @@ def _delete(client: Client, obj: Object, **options: int) -> None:
     _unless_gone(lambda: client.delete(obj, **options))
 
 
-def _unless_gone(action: object) -> None:
-    assert callable(action)
+def _unless_gone(action: Callable[[], Object]) -> None:
     try:
         action()
     except Refused as refused:

@@ -178,7 +178,8 @@ def test_the_certificate_is_signed_by_what_the_api_server_was_given(cluster: Clu
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     secret = client.get("v1", "Secret", "kaito-ray-webhook", "default")
     assert base64.b64decode(secret["data"]["ca.crt"]).decode() == bundle
-    assert cluster.api.admission.caller.routes  # asked by name of the Service, over TLS, all along
+    if cluster.is_simulated:
+        assert cluster.api.admission.caller.routes  # asked by name of the Service, over TLS, all along
 
 
 def _refusal(client: Client, document: Object) -> str:

@@ -60,12 +60,21 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.add_node("gpu-1", gpus=1, labels={"apps": "phi"})
         cluster.client.create(a_serving("phi", "phi"))
         cluster.client.create(a_serving("waiting", "nowhere"))
-        cluster.route_service("default", "phi", f"http://127.0.0.1:{server.server_port}")
+        if cluster.is_simulated:
+            cluster.route_service("default", "phi", f"http://127.0.0.1:{server.server_port}")
         wait_until_ready(cluster.client, "phi")
         wait_for(cluster.client, "waiting", "ResourceReady", "False")
         yield cluster
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def answering(cluster: Cluster) -> Cluster:
+    """The cluster, where something answers in the pods."""
+    if not cluster.is_simulated:
+        pytest.skip("needs the simulated cluster: it asks what runs in a pod")
+    return cluster
 
 
 def run(cluster: Cluster, *arguments: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
@@ -115,15 +124,15 @@ def test_status_of_nothing_is_a_sentence(cluster: Cluster) -> None:
     assert "KUBECONFIG" in done.stderr
 
 
-def test_one_question(cluster: Cluster) -> None:
-    done = run(cluster, "chat", "phi", "--once", "What is Kubernetes?")
+def test_one_question(answering: Cluster) -> None:
+    done = run(answering, "chat", "phi", "--once", "What is Kubernetes?")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "you asked 1: What is Kubernetes?\n"
 
 
-def test_a_conversation_remembers(cluster: Cluster) -> None:
+def test_a_conversation_remembers(answering: Cluster) -> None:
     Model.seen.clear()
-    done = run(cluster, "chat", "phi", "--model", "sql", stdin="first\n\nsecond\n")
+    done = run(answering, "chat", "phi", "--model", "sql", stdin="first\n\nsecond\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "you asked 1: first\nyou asked 3: second\n"
     assert [one["model"] for one in Model.seen] == ["sql", "sql"]
@@ -131,18 +140,18 @@ def test_a_conversation_remembers(cluster: Cluster) -> None:
     assert Model.seen[1]["path"] == "/v1/chat/completions"
 
 
-def test_what_the_model_refuses_is_said(cluster: Cluster) -> None:
-    done = run(cluster, "chat", "phi", "--model", "unknown", "--once", "hello")
+def test_what_the_model_refuses_is_said(answering: Cluster) -> None:
+    done = run(answering, "chat", "phi", "--model", "unknown", "--once", "hello")
     assert done.returncode == 1
     assert "no such model" in done.stderr
 
 
-def test_keys_come_from_the_environment(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_come_from_the_environment(answering: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Model, "keys", ["Bearer secret"])
-    done = run(cluster, "chat", "phi", "--once", "hello")
+    done = run(answering, "chat", "phi", "--once", "hello")
     assert done.returncode == 1
     assert "KAITO_RAY_API_KEY" in done.stderr
-    assert run(cluster, "chat", "phi", "--once", "hello", KAITO_RAY_API_KEY="secret").returncode == 0
+    assert run(answering, "chat", "phi", "--once", "hello", KAITO_RAY_API_KEY="secret").returncode == 0
 
 
 def test_a_workspace_without_pods_cannot_be_asked(cluster: Cluster) -> None:

