@@ -69,9 +69,7 @@ def find_data(
     if not start.is_relative_to(root) or not start.exists():
         return [], [Finding(path or str(folder), 1, "", "there is no such file or folder in the data")]
     files = list(_files(root, start))
-    for index, archive in enumerate([file for file in files if suffixes(file.name)[0] in _ARCHIVE_SUFFIXES]):
-        if archive_kind(archive.path) is None:
-            continue
+    for index, archive in enumerate([file for file in files if _is_archive(file)]):
         files.remove(archive)
         target = work / f"unpacked-{index}"
         target.mkdir(parents=True)
@@ -103,6 +101,10 @@ def _files(root: Path, start: Path) -> Iterator[DataFile]:
         # Mounted ConfigMaps hold links to files in hidden folders of the volume.
         if path.resolve().is_relative_to(root):
             yield DataFile(path, str(name))
+
+
+def _is_archive(file: DataFile) -> bool:
+    return suffixes(file.name)[0] in {*_ARCHIVE_SUFFIXES, *SUFFIXES} and archive_kind(file.path) is not None
 
 
 def suffixes(name: str) -> tuple[str, bool]:

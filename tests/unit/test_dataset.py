@@ -96,6 +96,7 @@ FILES: dict[str, bytes] = {
     "blank.jsonl": b"\n" + JSONL + b"\n",
     "chats.jsonl.gz": gzip.compress(JSONL),
     "really-gzip.json": gzip.compress(JSONL),
+    "really-zip.json": a_zip("inner/chats.jsonl", JSONL),
     "chats.jsonl.bz2": bz2.compress(JSONL),
     "chats.json.xz": lzma.compress(JSONL),
     "chats.parquet": a_parquet([CHAT]),
