@@ -24,7 +24,7 @@ from kaito_ray.artifacts.limits import ADAPTER
 from kaito_ray.artifacts.push import pack_adapter, push_image
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
-from kaito_ray.artifacts.source import tree_digest
+from kaito_ray.artifacts.staged import tree_digest
 from kaito_ray.artifacts.transport import exact_url
 from kaito_ray.errors import ArtifactUnavailable
 from kaito_ray.tuning_event import Event, Finished, Started, Step, Waiting

@@ -12,11 +12,8 @@ models take the same way with other limits.
 
 import asyncio
 import contextlib
-import hashlib
-import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -27,7 +24,8 @@ from pydantic.alias_generators import to_camel
 from kaito_ray.artifacts.archive import Wanted, archive_kind, below, everything, unpack
 from kaito_ray.artifacts.cache import Cache, Entry
 from kaito_ray.artifacts.credential import Login, logins_for, read_logins
-from kaito_ray.artifacts.hub import Choose, fetch_files, find_files
+from kaito_ray.artifacts.hub import Choose
+from kaito_ray.artifacts.hub_stage import HubStage
 from kaito_ray.artifacts.layer import Unpacked
 from kaito_ray.artifacts.limits import Limits
 from kaito_ray.artifacts.oci import Image, pull_image, resolve_image
@@ -35,16 +33,13 @@ from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
+from kaito_ray.artifacts.staged import REVISION, SKIPPED, SKIPPED_SHOWN, Staged, sha256_of, tree_digest
 from kaito_ray.artifacts.transport import Transport
 from kaito_ray.artifacts.url import Fetched, fetch_url
 from kaito_ray.artifacts.volume import copy_volume
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
 _MOVED_TRIES = 3
-_SKIPPED = "kaito-ray.io/skipped"
-_SKIPPED_SHOWN = 20
-REVISION = "org.opencontainers.image.revision"
-"""The annotation of an image with the commit that its files are of."""
 
 
 class Source(BaseModel):
@@ -76,32 +71,6 @@ class Source(BaseModel):
         except ValidationError as error:
             problems = [f"{'.'.join(map(str, one['loc']))} {one['msg']}".strip() for one in error.errors()]
             raise ArtifactRefused(f"the source {'; '.join(problems)}", reason=Reason.INVALID_SOURCE) from None
-
-
-@dataclass(slots=True)
-class Staged:
-    """A folder in the cache, in use until `release` is called."""
-
-    path: Path
-    digest: str
-    """`sha256:...`: of the manifest of an image, of names and contents of anything else."""
-    entry: Entry
-    annotations: Mapping[str, str]
-    """Of an image; empty for anything else."""
-    skipped: tuple[str, ...] = ()
-    """Names of files that were there and not wanted, the first few."""
-    revision: str = ""
-    """The commit that the files are of, as far as their source says."""
-
-    def release(self) -> None:
-        """Let the cache evict it."""
-        self.entry.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
 
 
 class Stager:
@@ -187,7 +156,7 @@ class Stager:
     async def _image(self, source: Source) -> Staged:
         registry = self._registry(source)
         reference = registry.reference
-        note_key = f"image-{_sha256(str(reference))}"
+        note_key = f"image-{sha256_of(str(reference))}"
         if reference.digest and (entry := await self.cache.find(self._image_key(reference.digest))):
             return self._staged_image(entry, reference.digest)
         async with registry:
@@ -214,7 +183,7 @@ class Stager:
             def judged(name: str) -> bool:
                 if judge(name):
                     return True
-                if len(skipped) < _SKIPPED_SHOWN:
+                if len(skipped) < SKIPPED_SHOWN:
                     skipped.append(name)
                 return False
 
@@ -230,7 +199,7 @@ class Stager:
                 progress=self._progress,
                 reserve=self.cache.make_room,
             )
-            note = {**image.annotations, _SKIPPED: "\n".join(skipped)}
+            note = {**image.annotations, SKIPPED: "\n".join(skipped)}
             await asyncio.to_thread(self.cache.write_note, key, note)
             return tree
 
@@ -240,11 +209,11 @@ class Stager:
 
     def _staged_image(self, entry: Entry, digest: str) -> Staged:
         note = self.cache.note(self._image_key(digest))
-        skipped = tuple(note.pop(_SKIPPED, "").splitlines())
+        skipped = tuple(note.pop(SKIPPED, "").splitlines())
         return Staged(entry.path, digest, entry, note, skipped, note.get(REVISION, ""))
 
     def _image_key(self, digest: str) -> str:
-        return f"image-{digest.partition(':')[2]}-{_sha256(self._scope)[:8]}"
+        return f"image-{digest.partition(':')[2]}-{sha256_of(self._scope)[:8]}"
 
     async def _urls(self, source: Source) -> Staged:
         with contextlib.ExitStack() as inputs:
@@ -283,7 +252,7 @@ class Stager:
 
     async def _path(self, source: Source) -> Staged:
         folder = Path(source.path)
-        async with self.cache.locked(f"path-{_sha256(source.path)}") as work:
+        async with self.cache.locked(f"path-{sha256_of(source.path)}") as work:
             await asyncio.to_thread(shutil.rmtree, work / "tree", ignore_errors=True)
             hashes = await asyncio.to_thread(copy_volume, folder, work / "tree", self.limits, names=self._files)
             digest = tree_digest(hashes)
@@ -292,56 +261,18 @@ class Stager:
         return Staged(entry.path, digest, entry, {})
 
     async def _hub(self, source: Source) -> Staged:
-        # A commit never changes, so what is here of it needs no question; a branch is asked for, if anybody answers.
-        note_key = f"hub-{_sha256(' '.join((source.hub, source.revision or '', self._scope)))}"
-        if re.fullmatch("[0-9a-f]{40}", source.revision or "") and (staged := await self._staged_hub(note_key)):
-            return self._pinned(source, staged)
-        try:
-            files = await find_files(
-                source.hub,
-                source.revision,
-                self._choose,
-                self.limits,
-                token=self._hub_token,
-                endpoint=self._hub_endpoint,
-            )
-        except ArtifactUnavailable:
-            if staged := await self._staged_hub(note_key):
-                return self._pinned(source, staged)
-            raise
-        key = f"hub-{_sha256(' '.join((files.repository, files.commit, *files.names)))}"
-
-        async def produce(work: Path) -> Path:
-            tree, hashes = await fetch_files(
-                files,
-                work,
-                self.cache,
-                self.limits,
-                allowed=self._allowed,
-                resolver=self._resolver,
-                progress=self._progress,
-            )
-            skipped = "\n".join(files.skipped[:_SKIPPED_SHOWN])
-            note = {"digest": tree_digest(hashes), REVISION: files.commit, _SKIPPED: skipped}
-            await asyncio.to_thread(self.cache.write_note, key, note)
-            return tree
-
-        entry = await self.cache.get(key, produce)
-        entry.release()
-        await asyncio.to_thread(self.cache.write_note, note_key, {"key": key})
-        staged = await self._staged_hub(note_key)
-        if staged is None:
-            raise ArtifactUnavailable(f"{source.hub} was evicted as soon as it came", reason=Reason.DISK_TOO_SMALL)
-        return self._pinned(source, staged)
-
-    async def _staged_hub(self, note_key: str) -> Staged | None:
-        key = self.cache.note(note_key).get("key", "")
-        note = self.cache.note(key) if key else {}
-        if "digest" not in note or not (entry := await self.cache.find(key)):
-            return None
-        return Staged(entry.path, note["digest"], entry, {}, tuple(note[_SKIPPED].splitlines()), note[REVISION])
-
-    def _pinned(self, source: Source, staged: Staged) -> Staged:
+        hub = HubStage(
+            self.cache,
+            self.limits,
+            choose=self._choose,
+            scope=self._scope,
+            token=self._hub_token,
+            endpoint=self._hub_endpoint,
+            allowed=self._allowed,
+            resolver=self._resolver,
+            progress=self._progress,
+        )
+        staged = await hub.stage(source.hub, source.revision)
         try:
             self._check_pin(source, staged.digest)
         except ArtifactRefused:
@@ -354,12 +285,3 @@ class Stager:
             raise ArtifactRefused(
                 f"its content has the digest {digest}, {source.digest} was asked for", reason=Reason.DIGEST_MISMATCH
             )
-
-
-def tree_digest(hashes: Mapping[str, str]) -> str:
-    """One digest for files by their names and sha256, whatever their order."""
-    return f"sha256:{_sha256(''.join(f'{sha256}  {name}' + chr(10) for name, sha256 in sorted(hashes.items())))}"
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

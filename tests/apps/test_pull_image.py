@@ -17,7 +17,8 @@ from fake_registry import OCI, FakeRegistry, sha256
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.limits import Limits
 from kaito_ray.artifacts.reason import Reason
-from kaito_ray.artifacts.source import Source, Staged, Stager
+from kaito_ray.artifacts.source import Source, Stager
+from kaito_ray.artifacts.staged import Staged
 from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 from web import Names, serving
 
