@@ -12,6 +12,7 @@ beside the leader.
 
 import argparse
 import asyncio
+import functools
 import logging
 import os
 import signal
@@ -21,10 +22,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import kopf
+from kubernetes.aio.config import ConfigException
 
 from kaito_ray.admission import review
 from kaito_ray.cluster import Cluster, connect, in_cluster
-from kaito_ray.controller import CURRENT, Controller
+from kaito_ray.controller import CURRENT, Controller, MakeProvisioner
 from kaito_ray.errors import KaitoRayError
 from kaito_ray.kinds import WORKSPACE
 from kaito_ray.lease import Lease
@@ -50,15 +52,25 @@ class _Forever:
             yield 13
 
 
-@kopf.on.startup()
-async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
-    """Connect, and start everything that runs beside kopf."""
+@functools.cache
+def _parts() -> tuple[Planner, MakeProvisioner]:
+    """What the settings ask for; where they are wrong the process ends with a sentence.
+
+    Called when this file is loaded: from a handler, kopf would show a traceback.
+    """
     try:
         ours = Settings.from_env(os.environ)
         planner = Planner(load_catalogue(ours.presets_dir), load_sizes(ours.presets_dir), ours)
-        make_provisioner = choose_provisioner(planner, os.environ)
+        return planner, choose_provisioner(planner, os.environ)
     except KaitoRayError as error:
-        raise kopf.PermanentError(str(error)) from None
+        raise SystemExit(f"the operator cannot start: {error}") from None
+
+
+@kopf.on.startup()
+async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
+    """Connect, and start everything that runs beside kopf."""
+    planner, make_provisioner = _parts()
+    ours = planner.settings
     _name_workspaces_in_logs()
     # kopf reports every event it hands over.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
@@ -71,7 +83,10 @@ async def start(settings: kopf.OperatorSettings, memo: Any, **_: Any) -> None:
     settings.watching.connect_timeout = 10
 
     identity = _identity()
-    api = await connect(os.environ, user=identity)
+    try:
+        api = await connect(os.environ, user=identity)
+    except (ConfigException, OSError) as error:
+        raise SystemExit(f"the operator cannot start: there is no way to a cluster: {error}") from None
     namespace = os.environ.get("POD_NAMESPACE", ours.operator_namespace)
     memo.lease = Lease(api, namespace, identity)
     memo.cluster = Cluster(api, fence=memo.lease.seconds_left, inside=in_cluster(os.environ))
@@ -156,5 +171,7 @@ if __name__ == "__main__":
         epilog=f"Settings, from the environment:\n\n{describe_settings()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     ).parse_args()
+_parts()
+if __name__ == "__main__":
     kopf.configure()
     kopf.run(clusterwide=True)

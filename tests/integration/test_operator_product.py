@@ -56,13 +56,32 @@ def test_metrics_and_logs(cluster: Cluster, tmp_path: Path) -> None:
     assert not any("exc_info" in record for record in records)
 
 
-def test_a_wrong_setting_is_named(cluster: Cluster, tmp_path: Path) -> None:
-    operator = Operator(cluster.kubeconfig, tmp_path, provisioner="magic", max_nodes="many")
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"provisioner": "magic", "max_nodes": "many"},
+            ["KAITO_RAY_PROVISIONER", "'magic'", "KAITO_RAY_MAX_NODES", "'many'"],
+        ),
+        ({"provisioner": "aks"}, ["KAITO_RAY_SUBSCRIPTION_ID", "KAITO_RAY_CLUSTER_NAME", "AZURE_CLIENT_ID"]),
+    ],
+)
+def test_wrong_settings_are_one_sentence(
+    cluster: Cluster, tmp_path: Path, settings: dict[str, str], words: list[str]
+) -> None:
+    operator = Operator(cluster.kubeconfig, tmp_path, **settings)
     operator.wait_until_stopped()
-    assert operator.stop() != 0
-    assert "KAITO_RAY_PROVISIONER" in operator.log
-    assert "KAITO_RAY_MAX_NODES" in operator.log
-    assert "'magic'" in operator.log
+    assert operator.stop() == 1
+    (line,) = operator.log.splitlines()
+    assert [word for word in words if word not in line] == []
+
+
+def test_no_cluster_is_one_sentence(tmp_path: Path) -> None:
+    operator = Operator(tmp_path / "no-kubeconfig", tmp_path)
+    operator.wait_until_stopped()
+    assert operator.stop() == 1
+    assert operator.log.splitlines()[-1].startswith("the operator cannot start: there is no way to a cluster")
+    assert "Traceback" not in operator.log
 
 
 def test_a_second_operator_on_one_machine_does_without_probes(cluster: Cluster, tmp_path: Path) -> None:
