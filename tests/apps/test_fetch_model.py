@@ -4,7 +4,9 @@
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -479,3 +481,33 @@ async def test_a_volume_is_used_where_it_lies(tmp_path: Path) -> None:
     with pytest.raises(ArtifactRefused) as caught:
         await fetch_model(stager, Source(path=str(tmp_path)))
     assert caught.value.reason == Reason.SHARD_MISSING
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk))
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    yield disk
+    subprocess.run(("umount", "--lazy", str(disk)), check=True)  # what was fetched is still held
+
+
+async def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) -> None:
+    node, registry, model = Node(small_disk), FakeRegistry(), a_model(tmp_path / "model")
+    put_model(registry, "1", model)
+    other = small_disk / "other"
+
+    def fill(request: web.Request) -> None:
+        if "/blobs/" in request.path and not other.exists():
+            other.write_bytes(bytes(shutil.disk_usage(small_disk).free - 1_000_000))
+
+    registry.fault = fill
+    async with serving(registry.handle) as url:
+        reason, sentence = await node.refused(url)
+        assert (reason, "the disk is full after" in sentence) == (Reason.DISK_TOO_SMALL, True), sentence
+        assert node.entries == []
+        other.write_bytes(b"")
+        fetched = await node.fetch(url)
+    assert content(fetched.path) == content(model)
