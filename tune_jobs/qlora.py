@@ -76,6 +76,8 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
     # Ray's own print wrapper doubles every line, and its default of a minute is over before a GPU image is pulled.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1800")
+    # Workers of a Ray that is started here get as much of the machine as this process; Ray would have them stand back.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
