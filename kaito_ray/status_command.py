@@ -22,6 +22,9 @@ from kaito_ray.errors import CannotRun
 from kaito_ray.kinds import POD, WORKSPACE
 from kaito_ray.kuberay import RayClusterApi, RayjobApi, RayServiceApi
 from kaito_ray.pod import Pod, parse_pod
+from kaito_ray.tuning_event import Step
+
+_RESTS = "NodesReleased"  # nothing is waited for: it is tuned and was to do no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +48,7 @@ class Overview:
             return "the operator has not looked at it yet; does one run?"
         if any(one["type"] == "WorkspaceReady" and one["status"] == "True" for one in conditions):
             return ""
-        waiting = next((one for one in conditions if one["status"] != "True"), None)
+        waiting = next((one for one in conditions if one["status"] != "True" and one["reason"] != _RESTS), None)
         return f"{waiting['reason']}: {waiting.get('message', '')}" if waiting else ""
 
 
@@ -114,7 +117,9 @@ def _parts(seen: Overview) -> Iterator[RenderableType]:
     elif status.get("workerNodes"):
         yield Text(f"nodes      {', '.join(status['workerNodes'])}")
     if tuning := status.get("tuning"):
-        yield Text("tuning     " + ", ".join(f"{key} {value}" for key, value in tuning.items()))
+        yield Text(f"tuning     {_tuning(tuning)}")
+    if output := status.get("output"):
+        yield Text("made       " + " ".join(output[key] for key in ("image", "path", "digest") if output.get(key)))
     if seen.made:
         yield Text("objects    " + ", ".join(f"{kind} {name}" for kind, name in seen.made))
     yield _table("Conditions", ("type", "status", "reason", "message"), status.get("conditions") or ())
@@ -129,6 +134,29 @@ def _parts(seen: Overview) -> Iterator[RenderableType]:
         ("name", "phase", "ready", "restarts", "node", "problem"),
         [{**asdict(pod), "problem": pod.trouble.message if pod.trouble else ""} for pod in seen.pods],
     )
+
+
+def _tuning(tuning: Mapping[str, Any]) -> str:
+    """How far tuning is: `Training: step 20/300 loss 3.21 epoch 0.20 512 tokens/s eta 14:00; attempt 2`."""
+    parts = [str(tuning.get("state", ""))]
+    if "step" in tuning:
+        step = Step(
+            step=tuning["step"],
+            total_steps=tuning.get("totalSteps", 0),
+            epoch=tuning.get("epoch", 0.0),
+            time="",
+            loss=tuning.get("loss"),
+            learning_rate=tuning.get("learningRate"),
+            eval_loss=tuning.get("evalLoss"),
+            tokens_per_second=tuning.get("tokensPerSecond"),
+            eta_seconds=tuning.get("etaSeconds"),
+            gpu_memory_gib=tuning.get("gpuMemoryGib"),
+        )
+        parts.append(step.shown())
+    notes = [f"attempt {tuning['attempt']}"] if tuning.get("attempt", 1) > 1 else []
+    notes += [f"from step {tuning['resumedFrom']}"] if tuning.get("resumedFrom") else []
+    notes += [tuning["message"]] if tuning.get("message") else []
+    return "; ".join([": ".join(parts), *notes])
 
 
 def _adapter(adapter: Mapping[str, Any]) -> dict[str, Any]:
