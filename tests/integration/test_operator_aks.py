@@ -146,6 +146,35 @@ def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeAr
     until(lambda: ORPHAN not in arm.pools or arm.pools[ORPHAN].state == "Deleting", 90)
 
 
+def test_nodes_are_given_back_when_tuning_is_done(client: Client, arm: FakeArm) -> None:
+    secret = {"name": "push", "namespace": "default"}
+    data = {".dockerconfigjson": "e30="}
+    kind = "kubernetes.io/dockerconfigjson"
+    client.create({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "type": kind, "data": data})
+    annotations = {"kaito-ray.io/after-tuning": "release"}
+    document = a_serving("tuned", "tuned", metadata={"annotations": annotations})
+    del document["inference"]
+    document["tuning"] = {
+        "preset": {"name": "phi-3-mini-4k-instruct"},
+        "method": "qlora",
+        "input": {"urls": ["https://example.com/data/train.parquet"]},
+        "output": {"image": "registry.example.com/phi:1", "imagePushSecret": "push"},
+    }
+    client.create(document)
+    wait_for(client, "tuned", "WorkspaceSucceeded", timeout_s=PATIENCE_S)
+    workspace = wait_for(client, "tuned", "ResourceReady", "False", reason="NodesReleased", timeout_s=PATIENCE_S)
+    assert arm.pools.keys() - {ORPHAN} == {"system"}
+    assert workspace["status"]["state"] == "Succeeded"
+    assert condition(workspace, "WorkspaceReady")["reason"] == "NodesReleased"
+    assert "workerNodes" not in workspace["status"]
+    # Another wish gets nodes again.
+    client.patch(workspace, {"tuning": {"output": {"image": "registry.example.com/phi:2"}}})
+    wait_for(client, "tuned", "ResourceReady", timeout_s=PATIENCE_S)
+    wait_for(client, "tuned", "ResourceReady", "False", reason="NodesReleased", timeout_s=PATIENCE_S)
+    assert get(client, "tuned")["status"]["output"]["image"] == "registry.example.com/phi:2"
+    gone(client, "tuned")
+
+
 def test_an_operator_killed_after_the_pool_was_asked_for(
     cluster: Cluster, arm: FakeArm, operator: Operator, tmp_path: Path
 ) -> None:
@@ -181,32 +210,3 @@ def test_an_operator_without_an_identity_says_what_is_missing(cluster: Cluster, 
         "azure.workload.identity/client-id",
     ):
         assert words in operator.log
-
-
-def test_nodes_are_given_back_when_tuning_is_done(client: Client, arm: FakeArm) -> None:
-    secret = {"name": "push", "namespace": "default"}
-    data = {".dockerconfigjson": "e30="}
-    kind = "kubernetes.io/dockerconfigjson"
-    client.create({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "type": kind, "data": data})
-    annotations = {"kaito-ray.io/after-tuning": "release"}
-    document = a_serving("tuned", "tuned", metadata={"annotations": annotations})
-    del document["inference"]
-    document["tuning"] = {
-        "preset": {"name": "phi-3-mini-4k-instruct"},
-        "method": "qlora",
-        "input": {"urls": ["https://example.com/data/train.parquet"]},
-        "output": {"image": "registry.example.com/phi:1", "imagePushSecret": "push"},
-    }
-    client.create(document)
-    wait_for(client, "tuned", "WorkspaceSucceeded", timeout_s=PATIENCE_S)
-    workspace = wait_for(client, "tuned", "ResourceReady", "False", reason="NodesReleased", timeout_s=PATIENCE_S)
-    assert arm.pools.keys() - {ORPHAN} == {"system"}
-    assert workspace["status"]["state"] == "Succeeded"
-    assert condition(workspace, "WorkspaceReady")["reason"] == "NodesReleased"
-    assert "workerNodes" not in workspace["status"]
-    # Another wish gets nodes again.
-    client.patch(workspace, {"tuning": {"output": {"image": "registry.example.com/phi:2"}}})
-    wait_for(client, "tuned", "ResourceReady", timeout_s=PATIENCE_S)
-    wait_for(client, "tuned", "ResourceReady", "False", reason="NodesReleased", timeout_s=PATIENCE_S)
-    assert get(client, "tuned")["status"]["output"]["image"] == "registry.example.com/phi:2"
-    gone(client, "tuned")
