@@ -160,7 +160,7 @@ def _state(workspace: KubeObject, verdicts: Mapping[str, Verdict], observed: Obs
     if "tuning" in workspace:
         if verdicts["WorkspaceSucceeded"].holds:
             return "Succeeded"
-        if observed.ray_job is not None and observed.ray_job.over:
+        if observed.ray_job is not None and observed.ray_job.over and not observed.ray_job.succeeded:
             return "Failed"
         return "Running" if verdicts["JobStarted"].holds else "Pending"
     if verdicts["WorkspaceReady"].holds:

@@ -16,6 +16,7 @@ from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan
 from kaito_ray.pod import parse_pod
 from kaito_ray.status import derive_status, differs_only_in_words, document_of, transitions
+from kaito_ray.tuning_event import Progress, Started, Step
 from ray_builders import a_ray_job, a_ray_pod, a_ray_service
 
 Object = dict[str, Any]
@@ -309,3 +310,21 @@ def test_a_job_that_succeeded_and_was_cleaned_up_has_succeeded() -> None:
     assert (brief(gone)["JobStarted"], brief(gone)["WorkspaceSucceeded"]) == ("True", "True")
     other = status_of(observed(job="tune-2"), first, plan=a_tune_plan(name="phi"), tuning=True)
     assert brief(other)["WorkspaceSucceeded"] == "False"
+
+
+def test_a_result_that_is_still_to_be_read_is_no_failure() -> None:
+    job = parse_ray_job(a_ray_job(job="SUCCEEDED", deployment="Complete"))
+    status = status_of(observed(job="tune-1", ray_job=job, result_due=True), plan=a_tune_plan(name="phi"), tuning=True)
+    assert (status["state"], brief(status)["WorkspaceSucceeded"]) == ("Running", "False")
+    assert "output" not in status
+
+
+def test_steps_of_a_tuning_are_only_words() -> None:
+    def at(step: int, attempt: int = 1) -> dict[str, Any]:
+        progress = Progress(started=Started(attempt, 1, 300), step=Step(step, 300, 0.1, "2026-11-21T05:00:00Z"))
+        seen = observed(job="tune-1", ray_job=parse_ray_job(a_ray_job()), progress=progress)
+        return status_of(seen, plan=a_tune_plan(name="phi"), tuning=True)
+
+    assert at(20) != at(40)
+    assert differs_only_in_words(at(20), at(40))
+    assert not differs_only_in_words(at(20), at(20, attempt=2))
