@@ -15,7 +15,6 @@ was: with the data as judged, the last checkpoint, the finished adapter, or the 
 import logging
 import os
 import sys
-import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -27,15 +26,15 @@ from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import KaitoRayError, UserError
 from kaito_ray.local_download import download
 from kaito_ray.settings import Settings
-from kaito_ray.tuning_event import Event, Failed, parse_event
+from kaito_ray.tuning_event import Failed
 from kaito_ray.tuning_schedule import schedule
 from tune_jobs.arguments import Arguments
 from tune_jobs.data import Prepared, prepare
+from tune_jobs.following import Following, say
 from tune_jobs.home import Home, Run, fingerprint
 from tune_jobs.publish import check_push, publish
 
 _MAX_FAILURES = 3
-_POLL_S = 0.5
 
 
 def main(file: Path) -> int:
@@ -106,7 +105,7 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _Following(run.events):
+    with Following(run.events):
         result = trainer.fit()
     outcome: dict[str, Any] = getattr(result, "return_value", None) or {}
     if failure := outcome.get("failed"):
@@ -278,45 +277,6 @@ def explained(error: Exception) -> tuple[str, str]:
         )
     text = " ".join(str(error).split())
     return "TuningFailed", text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
-
-
-def say(event: Event) -> None:
-    """One line on stdout."""
-    print(event.line(), flush=True)
-
-
-class _Following:
-    """Prints the events that the first worker writes, until the block is left."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._over = threading.Event()
-        self._read = file.stat().st_size if file.is_file() else 0
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _follow(self) -> None:
-        while not self._over.wait(_POLL_S):
-            self._print_new()
-        self._print_new()
-
-    def _print_new(self) -> None:
-        if not self._file.is_file():
-            return
-        with self._file.open() as file:
-            file.seek(self._read)
-            for line in iter(file.readline, ""):
-                if not line.endswith("\n"):
-                    break  # written in this moment
-                self._read += len(line.encode())
-                if event := parse_event(line):
-                    say(event)
 
 
 if __name__ == "__main__":
