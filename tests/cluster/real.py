@@ -14,6 +14,7 @@ from typing import Any, NoReturn, Self
 import pytest
 import yaml
 
+from cluster.answers import Answers
 from cluster.client import Client
 from cluster.inside import Inside
 from cluster.mirror import Mirror
@@ -37,7 +38,6 @@ _SIMULATED_ONLY = {
     "drop_watches": "it has the API server drop watches",
     "expire_watches": "it has the API server forget its history",
     "compact": "it has the API server forget its history",
-    "set_adapter": "it asks what runs behind a Service",
 }
 
 
@@ -58,6 +58,7 @@ class RealCluster(Steered):
         self.kubeconfig = kubeconfig
         self.client = Client(kubeconfig, _PATIENCE)
         self._mirror = Mirror(self.client)
+        self._answers: Answers | None = None
         self._folder: tempfile.TemporaryDirectory[str]
 
     def __enter__(self) -> Self:
@@ -72,6 +73,8 @@ class RealCluster(Steered):
     ) -> None:
         if self._simulation is not None:
             self.call(self._simulation.stop)
+        if self._answers is not None:
+            self.run(self._answers.stop())
         self.run(self._mirror.close())
         self.run(self._end_tasks())
         self._end_loop()
@@ -84,6 +87,22 @@ class RealCluster(Steered):
 
     def _simulate(self, pace: Pace) -> Simulation:
         return Simulation(self.inside, pace, endpoints=False)
+
+    def simulate(self, pace: Pace | None = None) -> Simulation:
+        """Start scheduler, kubelets and KubeRay, and what answers for the pods."""
+        simulation = super().simulate(pace)
+        if self._answers is None:
+            self._answers = Answers(simulation.answer)
+            self.run(self._answers.start())
+        return simulation
+
+    def set_adapter(
+        self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
+    ) -> None:
+        """What a replica says of an adapter; skips where no replica can be heard."""
+        if self._answers is None or not self._answers.works:
+            _simulated_only("the ports of Ray are in use on this machine")
+        super().set_adapter(namespace, service, adapter, replica=replica, **said)
 
     def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
         """A kubeconfig file with a token of a service account, which is there."""

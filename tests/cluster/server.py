@@ -125,13 +125,6 @@ class TestCluster(Steered):
         self.api.subresources.simulated = simulation.answer
         return simulation
 
-    def set_adapter(
-        self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
-    ) -> None:
-        """What a replica (by default all) says of an adapter, such as `state="Failed"`; nothing given ends it."""
-        replicas = self.simulate().replicas
-        self.call(lambda: replicas.set_adapter(namespace, service, adapter, replica, said or None))
-
     def route_service(self, namespace: str, name: str, url: str) -> None:
         """Where a Service really answers: for webhooks that name it, and for the API's service proxy."""
         self.api.admission.caller.routes[namespace, name] = url

@@ -98,6 +98,13 @@ class Steered(ABC):
         jobs = self.simulate().jobs
         self.call(lambda: jobs.set_running(namespace, name, running))
 
+    def set_adapter(
+        self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
+    ) -> None:
+        """What a replica (by default all) says of an adapter, such as `state="Failed"`; nothing given ends it."""
+        replicas = self.simulate().replicas
+        self.call(lambda: replicas.set_adapter(namespace, service, adapter, replica, said or None))
+
     async def _end_tasks(self) -> None:
         rest = asyncio.all_tasks() - {asyncio.current_task()}
         for task in rest:
