@@ -29,7 +29,8 @@ class Limits:
 
 ADAPTER = Limits(bytes=8 * GIB, entries=20_000, seconds=1800)
 DATA = Limits(bytes=200 * GIB, entries=200_000, seconds=6 * 3600)
-MODEL = Limits(bytes=2048 * GIB, entries=20_000, seconds=24 * 3600)
+# Images may hold a whole system beside the model.
+MODEL = Limits(bytes=2048 * GIB, entries=500_000, seconds=24 * 3600)
 
 
 def human_bytes(count: int) -> str:

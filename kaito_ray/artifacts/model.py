@@ -20,7 +20,7 @@ from aiohttp.abc import AbstractResolver
 from kaito_ray.artifacts.cache import Cache, Entry
 from kaito_ray.artifacts.credential import Login
 from kaito_ray.artifacts.limits import MODEL, Limits
-from kaito_ray.artifacts.model_files import check_model, choose_files, find_model, is_wanted
+from kaito_ray.artifacts.model_files import check_model, choose_files, find_model, is_wanted_of_image
 from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.source import Source, Stager
@@ -70,7 +70,7 @@ def model_stager(
         allowed=allowed,
         auth_dir=auth_dir,
         more_logins=more_logins,
-        wanted=is_wanted,
+        wanted=is_wanted_of_image,
         choose=choose_files,
         hub_token=hub_token,
         hub_endpoint=hub_endpoint,

@@ -25,6 +25,11 @@ _OTHERS = (".gguf", ".ggml", ".onnx", ".onnx_data", ".h5", ".msgpack", ".tflite"
 _PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp", ".mp4", ".pdf", ".ipynb")
 # The vendor's own form of the same weights, left out by KAITO's packer too.
 _FOLDERS = {"original", "metal", "onnx", "openvino"}
+# Of images that hold a whole system beside the model, as KAITO's private ones of v1alpha1 did.
+_SYSTEM = {
+    "bin", "boot", "dev", "etc", "lib", "lib32", "lib64", "libx32", "media", "proc", "run", "sbin", "srv", "sys", "tmp",
+    "usr", "var",
+}  # fmt: skip
 MODEL_NAME = "sh.kaito.model.name"
 _MAX_DEPTH = 6
 
@@ -34,6 +39,11 @@ def is_wanted(name: str) -> bool:
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") and not part.startswith(".wh.") for part in path.parts)
     return not (hidden or path.parts[0] in _FOLDERS or name.lower().endswith((*PICKLES, *_OTHERS, *_PICTURES)))
+
+
+def is_wanted_of_image(name: str) -> bool:
+    """The same for a file of an image, where a whole operating system may stand around the model."""
+    return PurePosixPath(name).parts[0] not in _SYSTEM and is_wanted(name)
 
 
 def choose_files(names: Iterable[str]) -> list[str]:

@@ -2,6 +2,7 @@
 """Models from registries and hubs that misbehave: what is loaded, what is refused in which words, what is resumed."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 import shutil
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from archives import a_tar
+from archives import a_link, a_tar
 from fake_registry import OCI, FakeRegistry, sha256
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.limits import MODEL, Limits
@@ -345,6 +346,18 @@ async def test_one_fetch_for_many_pods(node: Node, tmp_path: Path) -> None:
     assert len({one.path for one in fetched}) == 1
     blobs = {path: count for path, count in registry.asked().items() if "/blobs/" in path}
     assert set(blobs.values()) == {1}
+
+
+async def test_an_image_with_a_system_around_the_model(node: Node, tmp_path: Path) -> None:
+    """KAITO's private images of v1alpha1: a runtime with the weights copied into it, compressed as docker does."""
+    registry, files = FakeRegistry(), content(a_model(tmp_path / "model"))
+    system = a_tar(("usr/lib/python3/config.json", b"{}"), a_link("etc/alternatives/vi", "/usr/bin/vim"))
+    weights = a_tar(*((f"workspace/tfs/weights/{name}", raw) for name, raw in files.items()))
+    registry.add_image("1", gzip.compress(system, 1), gzip.compress(weights, 1))
+    async with serving(registry.handle) as url:
+        fetched = await node.fetch(url)
+    assert content(fetched.path) == files
+    assert [path.name for path in node.entries[0].iterdir()] == ["workspace"]
 
 
 async def test_unwanted_files_of_an_image_do_not_travel(node: Node, tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import json
 import os
 import sys
 import tarfile
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, web
 
 from docker_registry import PASSWORD, USER, DockerRegistry, a_docker_registry, skopeo
+from fake_hub import LLAMA
+from hub_files import COMMIT, HubFiles
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.model import fetch_model, model_stager
 from kaito_ray.artifacts.source import Source
@@ -153,6 +156,36 @@ async def test_what_would_be_pushed(tmp_path: Path, registry: DockerRegistry) ->
     layers: list[dict[str, object]] = (await manifest(image))["layers"]  # type: ignore[assignment]
     assert [layer["size"] for layer in layers] == [layer["size"] for layer in told["layers"]]
     assert told["bytes"] == sum(layer["size"] for layer in told["layers"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[HubFiles]:
+    model = a_model(tmp_path / "on-the-hub")
+    (model / "config.json").write_text(json.dumps(LLAMA))
+    (model / "pytorch_model.bin").write_bytes(b"pickle")
+    server = HubFiles(model)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+async def test_a_model_of_the_hub(tmp_path: Path, registry: DockerRegistry, hub: HubFiles) -> None:
+    image, endpoint = registry.image("team/model:1"), {"HF_ENDPOINT": hub.url}
+    push = ("pack", "org/model", "--to", image, "--license", "mit", "-o", "json")
+    code, out, err = await kaito_ray(tmp_path, *push, "--dry-run", **endpoint)
+    assert code == 0, err
+    told = json.loads(out)
+    code, out, err = await kaito_ray(tmp_path, *push, **endpoint)
+    assert code == 0, err
+    did = json.loads(out)
+    assert did["layers"] == told["layers"]
+    assert did["annotations"]["org.opencontainers.image.revision"] == COMMIT
+    assert did["annotations"]["org.opencontainers.image.source"] == "https://huggingface.co/org/model"
+    fetched = await fetch_model(model_stager(Cache(tmp_path / "cache")), Source(image=image), names=["org/model"])
+    (hub.folder / "pytorch_model.bin").unlink()
+    assert content(fetched.path) == content(hub.folder)
+    assert (fetched.digest, fetched.revision) == (did["digest"], COMMIT)
 
 
 @pytest.mark.parametrize(
