@@ -22,6 +22,8 @@ from cluster.store import Change, Key
 JOBS = "rayjobs.ray.io"
 FINALIZER = "ray.io/rayjob-finalizer"
 _LINES_OF_A_FAILURE = 10
+# KubeRay looks again after 3 s; until then the message of the attempt that failed is there to be read.
+_REQUEUE_S = 0.5
 _LAST_LOGS = "last available logs (truncated to 20,000 chars):\n"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -155,7 +157,7 @@ class RayJobs:
         if cluster is not None:
             if "deletionTimestamp" not in cluster["metadata"]:
                 await self._inside.delete(CLUSTERS, cluster)
-            return 0.05
+            return _REQUEUE_S
         forgotten = dict.fromkeys(("jobStatus", "rayClusterName", "dashboardURL", "jobId", "message", "reason"), "")
         await self._write(job, {**forgotten, "jobDeploymentStatus": "", "rayJobInfo": {}, "rayClusterStatus": {}})
         return None
