@@ -43,9 +43,10 @@ class Replica:
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
-        self._adapters = Adapters(
-            app.state.openai_serving_models, _stager(self._arguments), self._arguments.model.names
-        )
+        models, called = app.state.openai_serving_models, self._arguments.model.names
+        for shown in models.base_model_paths if called else ():
+            shown.model_path = called[0]  # what `/v1/models` says is the root of the model; a folder tells nobody
+        self._adapters = Adapters(models, _stager(self._arguments), called)
         self._add_routes(app)
         self._state = app.state
         self._queue = QueueLimit(self._engine.scheduler_config.max_num_seqs, self._engine.get_num_unfinished_requests)

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from safetensors.numpy import save_file
 
 from serve_apps.arguments import Arguments, Model
 from serve_apps.replica import Replica
@@ -37,7 +39,7 @@ class Server:
 
         self._cores = fake_core.install(step_s=0.002)
         self._arguments = Arguments(
-            model=Model(kind="path", reference=str(model)),
+            model=Model(kind="path", reference=str(model), names=("org/tiny", MODEL)),
             served_model_name=MODEL,
             engine={
                 "dtype": "float32",
@@ -88,7 +90,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Configuration and tokenizer of a model; the fake core needs no weights."""
+    """Configuration and tokenizer of a model, and weights that the fake core does not look at."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Phi3Config, PreTrainedTokenizerFast
 
@@ -122,6 +124,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         architectures=["Phi3ForCausalLM"],
         dtype="float32",
     ).save_pretrained(folder)
+    save_file({"lm_head.weight": np.zeros((len(tokenizer), 32), np.float32)}, folder / "model.safetensors")
     return folder
 
 
@@ -256,7 +259,7 @@ def test_what_the_server_says_of_itself(server: Server) -> None:
     assert "version" in server.http.get("/version").json()
     assert server.http.get("/adapters").json() == []
     [card] = server.http.get("/v1/models").json()["data"]
-    assert (card["id"], card["max_model_len"]) == (MODEL, CONTEXT)
+    assert (card["id"], card["root"], card["max_model_len"]) == (MODEL, "org/tiny", CONTEXT)
     metrics = server.http.get("/metrics").text
     assert "vllm:num_requests_running" in metrics
     assert "kaito_ratelimit_rejected_total" in metrics
@@ -458,7 +461,9 @@ def test_a_dead_engine_is_unhealthy(model: Path) -> None:
 def test_arguments_that_vllm_does_not_know(model: Path) -> None:
     replica = Replica(
         Arguments(
-            model=Model(kind="path", reference=str(model)), served_model_name=MODEL, engine={"max-model-length": 5}
+            model=Model(kind="path", reference=str(model)),
+            served_model_name=MODEL,
+            engine={"max-model-length": 5},
         )
     )
     with pytest.raises(ValueError, match="max-model-length"):
