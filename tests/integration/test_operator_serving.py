@@ -2,6 +2,7 @@
 """Workspaces that serve, from `kubectl apply` to Ready and back, with the operator as a process and a test cluster."""
 
 import functools
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -95,6 +96,28 @@ def test_it_takes_few_writes_and_then_none(cluster: Cluster, client: Client) -> 
     client.patch(get(client, name), {"metadata": {"labels": {"team": "a"}}})
     assert quiet_writes(cluster) == []
     assert cluster.requests.select("get", user_agent="kaito-ray", resource="rayservices") == []
+
+
+def test_its_own_count_of_writes_says_the_same(cluster: Cluster, client: Client, operator: Operator) -> None:
+    """The test before, for any API server: no write, not even one that changes nothing, once it is Ready."""
+
+    def writes() -> dict[str, float]:
+        counted = re.findall(r'kaito_ray_api_requests_total{code="\d+",(.*?)} (\S+)', operator.probe("metrics")[1])
+        return {labels: float(count) for labels, count in counted if '"GET"' not in labels and '"leases"' not in labels}
+
+    before = writes()
+    serving(cluster, client, "counted")
+    budget = functools.partial(client.find, "policy/v1", "PodDisruptionBudget", "counted-workers", "default")
+    client.wait(budget, bool)
+    made = {labels: count - before.get(labels, 0) for labels, count in writes().items() if count != before.get(labels)}
+    spared = ('"events"', '"poddisruptionbudgets"')
+    counted = sum(count for labels, count in made.items() if not any(kind in labels for kind in spared))
+    assert 3 <= counted <= 6, made
+    assert quiet_writes(cluster) == []
+    settled = writes()
+    client.patch(get(client, "counted"), {"metadata": {"labels": {"team": "a"}}})
+    assert quiet_writes(cluster) == []
+    assert writes() == settled
 
 
 def test_nodes_come_first(cluster: Cluster, client: Client) -> None:
