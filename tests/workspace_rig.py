@@ -44,7 +44,7 @@ def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[Cluster]:
     with TestCluster() if given is None else RealCluster(given) as cluster:
         if isinstance(cluster, RealCluster) and not kuberay:
             cluster.forget_kuberay()
-        cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])])
+        cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])], renew=True)
         yield cluster
 
 

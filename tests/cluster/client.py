@@ -137,17 +137,20 @@ class Client:
         """Delete an object; options are those of DeleteOptions."""
         return self.request("DELETE", self._of(obj), {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
-    def install(self, definitions: Iterable[Path], timeout_s: float = 20.0) -> None:
-        """Have the CustomResourceDefinitions of files as they stand there, and wait until they are served."""
-        self.define((document for path in definitions for document in _documents(path)), timeout_s)
+    def install(self, definitions: Iterable[Path], timeout_s: float = 20.0, *, renew: bool = False) -> None:
+        """Create the CustomResourceDefinitions of files that are not there, and wait until they are served.
 
-    def define(self, definitions: Iterable[Object], timeout_s: float = 20.0) -> None:
+        `renew` changes those that are there to what the files say.
+        """
+        self.define((document for path in definitions for document in _documents(path)), timeout_s, renew=renew)
+
+    def define(self, definitions: Iterable[Object], timeout_s: float = 20.0, *, renew: bool = False) -> None:
         """The same with the definitions themselves."""
         for document in definitions:
             name = document["metadata"]["name"]
             if self.find(document["apiVersion"], document["kind"], name) is None:
                 self.create(document)
-            else:
+            elif renew:
                 self.apply(document, force=True)
             self.wait(
                 functools.partial(self.get, document["apiVersion"], document["kind"], name),
