@@ -12,7 +12,6 @@ import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
-from kaito_ray import names
 from kaito_ray.artifacts.docker_config import machine_logins
 from kaito_ray.artifacts.limits import human_bytes
 from kaito_ray.artifacts.progress import Progress
@@ -31,7 +30,7 @@ def local_model_folder(source: ModelSource) -> str | None:
     """Where the model of an image is once it was fetched; None for every other source."""
     if source.kind != "image":
         return None
-    return str(_root() / names.model_link(source.kind, source.reference, source.revision))
+    return str(_root() / source.link)
 
 
 def fetch_image(
@@ -50,7 +49,7 @@ def fetch_image(
             (Path(folder) / f"{name}.json").write_text(text)
         wish = Wish(
             source=Source(image=source.reference, image_pull_secrets=source.pull_secrets),
-            link=names.model_link(source.kind, source.reference, source.revision),
+            link=source.link,
             names=source.names,
             architecture=source.architecture,
             root=_root(),

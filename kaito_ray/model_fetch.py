@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,6 +23,7 @@ from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.credential import Login
 from kaito_ray.artifacts.limits import GIB, human_bytes
 from kaito_ray.artifacts.model import FetchedModel, fetch_model, model_stager
+from kaito_ray.artifacts.model_files import choose_files, choose_for_transformers
 from kaito_ray.artifacts.progress import Progress
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.source import Source
@@ -50,6 +51,8 @@ class Wish(BaseModel):
     """Below `root`: the name under which the model is found whatever its digest."""
     names: tuple[str, ...] = ()
     architecture: str = ""
+    form: Literal["engine", "transformers"] = "engine"
+    """Who reads it; some repositories have the weights twice."""
     root: Path = Path(MODELS_DIR)
     limit_gib: int | None = None
     auth_dir: Path = Path(MODEL_AUTH_DIR)
@@ -97,6 +100,7 @@ async def fetch_into(
         more_logins=more_logins,
         hub_token=token,
         progress=progress,
+        choose=choose_for_transformers if wish.form == "transformers" else choose_files,
     )
     model = await fetch_model(stager, wish.source, names=wish.names, architecture=wish.architecture)
     await asyncio.to_thread(_point, wish.root / wish.link, model.path)

@@ -147,9 +147,9 @@ def token_secret_name(workspace: str) -> str:
     return f"{child_name(workspace)}-ray-token"
 
 
-def model_link(kind: str, reference: str, revision: str | None) -> str:
-    """The path below a cache under which a model stands whatever content its source has now."""
-    text = " ".join((kind, reference, revision or ""))
+def model_link(kind: str, reference: str, revision: str, form: str) -> str:
+    """The path below a cache for a model of that source, in the form that is read."""
+    text = " ".join((kind, reference, revision, *([] if form == "engine" else [form])))
     return f"links/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 

@@ -56,8 +56,15 @@ class ModelSource:
     """What config.json must say the model is; anything else is refused before the engine starts."""
     pull_secrets: tuple[str, ...] = ()
     """Secrets with logins for the image's registry."""
+    form: Literal["engine", "transformers"] = "engine"
+    """Who reads the files; some repositories have the weights twice."""
     volume: ModelVolume | None = None
     """None where no pod has it: a model that is made on the spot, and whatever runs on this machine."""
+
+    @property
+    def link(self) -> str:
+        """The path below a cache under which the model stands whatever content its source has now."""
+        return names.model_link(self.kind, self.reference, self.revision or "", self.form)
 
     @property
     def folder(self) -> str | None:
@@ -65,7 +72,7 @@ class ModelSource:
         if self.volume is None:
             return None
         if self.volume.is_fetched_into:
-            return f"{names.MODELS_DIR}/{names.model_link(self.kind, self.reference, self.revision)}"
+            return f"{names.MODELS_DIR}/{self.link}"
         if self.volume.kind == "host":
             return self.volume.reference
         if self.volume.kind == "claim":

@@ -67,7 +67,7 @@ def plan_tune(
         namespace=workspace.metadata.namespace,
         uid=workspace.metadata.uid,
         model=preset.name,
-        source=model_source(workspace, tuning.preset, preset, sku, settings),
+        source=replace(model_source(workspace, tuning.preset, preset, sku, settings), form="transformers"),
         instance_type=sku.name,
         node_labels=dict(workspace.resource.label_selector.match_labels),
         nodes=nodes,

@@ -19,6 +19,7 @@ from aiohttp.abc import AbstractResolver
 
 from kaito_ray.artifacts.cache import Cache, Entry
 from kaito_ray.artifacts.credential import Login
+from kaito_ray.artifacts.hub import Choose
 from kaito_ray.artifacts.limits import MODEL, Limits
 from kaito_ray.artifacts.model_files import check_model, choose_files, find_model, is_wanted_of_image
 from kaito_ray.artifacts.progress import Progress
@@ -62,8 +63,12 @@ def model_stager(
     hub_endpoint: str | None = None,
     resolver: AbstractResolver | None = None,
     progress: Progress | None = None,
+    choose: Choose = choose_files,
 ) -> Stager:
-    """A Stager that takes from each kind of source what a model consists of, and tells `progress` how far it is."""
+    """A Stager that takes from each kind of source what a model consists of, and tells `progress` how far it is.
+
+    `choose` picks from the files of a hub repository; an image is taken as its maker packed it.
+    """
     return Stager(
         cache,
         limits,
@@ -71,7 +76,7 @@ def model_stager(
         auth_dir=auth_dir,
         more_logins=more_logins,
         wanted=is_wanted_of_image,
-        choose=choose_files,
+        choose=choose,
         hub_token=hub_token,
         hub_endpoint=hub_endpoint,
         resolver=resolver,

@@ -46,6 +46,14 @@ def is_wanted_of_image(name: str) -> bool:
     return PurePosixPath(name).parts[0] not in _SYSTEM and is_wanted(name)
 
 
+def choose_for_transformers(names: Iterable[str]) -> list[str]:
+    """The same for training: where the weights are there twice, in the form that transformers reads."""
+    wanted = sorted(name for name in names if is_wanted(name))
+    if any(PurePosixPath(name).match("model*.safetensors") for name in wanted):
+        wanted = [name for name in wanted if not PurePosixPath(name).match("consolidated*.safetensors")]
+    return wanted
+
+
 def choose_files(names: Iterable[str]) -> list[str]:
     """Those of a repository's files that are the model, sorted.
 

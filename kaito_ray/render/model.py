@@ -73,7 +73,8 @@ def _wish(target: Target, settings: Settings) -> str:
     source = target.source
     document: dict[str, Any] = {
         "source": _place(source),
-        "link": names.model_link(source.kind, source.reference, source.revision),
+        "form": source.form,
+        "link": source.link,
         "names": list(source.names),
         "architecture": source.architecture,
     }

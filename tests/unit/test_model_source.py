@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Workspace, its preset and the settings in; where the model comes from, and into which volume, out."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from builders import a_workspace
+from kaito_ray.artifacts.model_files import choose_files, choose_for_transformers
 from kaito_ray.errors import InvalidManifest
 from kaito_ray.model_source import model_source
 from kaito_ray.plan import ModelSource, ModelVolume
@@ -104,3 +106,12 @@ def test_the_image_of_a_preset_where_its_licence_permits() -> None:
 def test_places_that_cannot_be(annotations: dict[str, str], options: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidManifest, match=words):
         source(annotations=annotations, **options)
+
+
+def test_who_trains_reads_another_form_than_who_serves() -> None:
+    files = ["config.json", "consolidated.safetensors", "model-00001-of-00002.safetensors", "params.json", "x.bin"]
+    assert choose_files(files) == ["config.json", "consolidated.safetensors", "params.json"]
+    assert choose_for_transformers(files) == ["config.json", "model-00001-of-00002.safetensors", "params.json"]
+    assert choose_for_transformers(files[:2]) == files[:2]
+    serves = source()
+    assert serves.folder != replace(serves, form="transformers").folder
