@@ -155,9 +155,12 @@ class Cache:
     def _note(self, key: str) -> Path:
         return self.root / "notes" / f"{_checked(key)}.json"
 
-    async def make_room(self, size: int) -> None:
-        """Evict what was used longest ago until `size` more bytes fit; refuse when they cannot fit at all."""
-        await asyncio.to_thread(self._make_room, size)
+    async def make_room(self, size: int, here: int = 0) -> None:
+        """Evict what was used longest ago until an entry of `size` bytes fits; refuse when it cannot fit at all.
+
+        `here` of the bytes are on the disk already, left by an earlier try.
+        """
+        await asyncio.to_thread(self._make_room, size, here)
 
     def _find(self, key: str) -> Entry | None:
         path = self.root / "entries" / key
@@ -191,14 +194,14 @@ class Cache:
             return entry
         raise ArtifactUnavailable(f"{key} was evicted as soon as it came", reason=Reason.DISK_TOO_SMALL)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int, here: int) -> None:
         for gone in (self.root / "trash").iterdir():
             _remove(gone)
         uses = sorted((self.root / "uses").iterdir(), key=lambda path: path.stat().st_mtime)
         sizes = {use.name: int(use.read_text() or 0) for use in uses if (self.root / "entries" / use.name).exists()}
 
         def missing() -> int:
-            short = size + _SPARE_BYTES - shutil.disk_usage(self.root).free
+            short = size - here + _SPARE_BYTES - shutil.disk_usage(self.root).free
             if self.limit_bytes is not None:
                 short = max(short, sum(sizes.values()) + size - self.limit_bytes)
             return short

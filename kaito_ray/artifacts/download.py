@@ -27,12 +27,13 @@ from kaito_ray.errors import ArtifactRefused, ArtifactUnavailable
 
 _FLUSH_BYTES = 4 * 1024 * 1024
 _HOLD_BYTES = 4 * _FLUSH_BYTES
-Reserve = Callable[[int], Awaitable[None]]
+Reserve = Callable[[int, int], Awaitable[None]]
+"""Told the bytes of the whole and how many of them are here, before more come."""
 Ask = Callable[[Mapping[str, str]], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 """Sends the request with extra headers; called once per try."""
 
 
-async def no_reserve(_: int) -> None:
+async def no_reserve(size: int, here: int) -> None:
     """For callers that know there is room."""
 
 
@@ -126,7 +127,7 @@ async def download(
     """Fetch the whole body into `target`, a file or what makes one of it, over as many tries as `limits` permits.
 
     `size` is the size announced elsewhere, such as in a manifest. An `immutable` source may be continued without
-    asking whether it changed. `progress` counts the bytes, `reserve` is told how many are still to come.
+    asking whether it changed. `progress` counts the bytes, `reserve` makes room for them.
     """
     part = Part(target) if isinstance(target, Path) else target
     progress = progress or Progress()
@@ -176,7 +177,7 @@ async def _attempt(
             )
         if (total or 0) > limits.bytes:
             raise _too_large(what, total or 0, limits)
-        await reserve((total or 0) - part.size)
+        await reserve(total or 0, part.size)
         await _stream(response, part, limits, what, progress)
         if total is not None and part.size != total:
             raise ArtifactUnavailable(f"{what}: broke off after {part.size} of {total} bytes", reason=Reason.TRUNCATED)

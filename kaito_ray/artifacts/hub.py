@@ -16,7 +16,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver
 from yarl import URL
 
-from kaito_ray.artifacts.cache import Cache
+from kaito_ray.artifacts.cache import Cache, tree_size
 from kaito_ray.artifacts.download import Ask, download
 from kaito_ray.artifacts.layer import safe_name
 from kaito_ray.artifacts.limits import Limits, human_bytes
@@ -104,10 +104,10 @@ async def fetch_files(
     """
     progress = progress or Progress()
     progress.expect(files.size)
-    await cache.make_room(files.size)
     blobs, tree = work / "blobs", work / "tree"
     for folder in (blobs, tree):
         folder.mkdir(exist_ok=True)
+    await cache.make_room(files.size, await asyncio.to_thread(tree_size, blobs))
     turn = asyncio.Semaphore(limits.parallel)
     # The hub itself may be a mirror inside the network: an administrator said so with HF_ENDPOINT.
     host = URL(files.endpoint).host or ""

@@ -68,7 +68,7 @@ def choose_files(names: Iterable[str]) -> list[str]:
 def find_model(folder: Path, *, skipped: Sequence[str] = ()) -> Path:
     """The folder with the model at or below `folder`, wherever its maker put it; the highest one counts.
 
-    `skipped` are pickles that were left out on the way here. Raises ArtifactRefused when there is no model.
+    `skipped` are files that were left out on the way here. Raises ArtifactRefused when there is no model.
     """
     if not folder.is_dir():
         raise ArtifactRefused(f"there is no folder {folder}", reason=Reason.PATH_NOT_FOUND)
@@ -78,14 +78,14 @@ def find_model(folder: Path, *, skipped: Sequence[str] = ()) -> Path:
     for home in configs:
         if home in homes:
             return home
-    pickles = [*skipped, *(path.name for path in files if path.name.endswith(PICKLES))]
+    names = sorted({*skipped, *(str(path.relative_to(folder)) for path in files)})
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles and not homes:
         raise ArtifactRefused(
             f"has its weights in {_listed(pickles)}, a pickle, which can run code and is not read; convert them to"
             f" safetensors",
             reason=Reason.PICKLE,
         )
-    names = sorted(str(path.relative_to(folder)) for path in files)
     raise ArtifactRefused(
         f"holds no model: no folder in it has a {CONFIG} and *{SHARD}; it has {_listed(names) or 'no files'}",
         reason=Reason.NO_MODEL,

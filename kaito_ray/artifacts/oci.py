@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kaito_ray.artifacts.archive import Wanted, everything, unpack
+from kaito_ray.artifacts.cache import tree_size
 from kaito_ray.artifacts.download import Part, Reserve, download, no_reserve
 from kaito_ray.artifacts.layer import Layer, Unpacked, safe_name, shown, unsafe
 from kaito_ray.artifacts.limits import human_bytes
@@ -79,12 +80,12 @@ async def pull_image(
             f"{registry.reference}: has {human_bytes(size)}, at most {human_bytes(limits.bytes)} are allowed",
             reason=Reason.TOO_LARGE,
         )
-    # An archive of several files is on the disk twice for a moment, packed and unpacked.
-    await reserve(sum(layer.size * (1 if layer.only_file else 2) for layer in layers))
     if progress:
         progress.expect(size)
     blobs, tree = work / "blobs", work / "tree"
-    await asyncio.to_thread(_fresh, blobs, tree)
+    here = await asyncio.to_thread(_fresh, blobs, tree)
+    # An archive of several files is on the disk twice for a moment, packed and unpacked.
+    await reserve(sum(layer.size * (1 if layer.only_file else 2) for layer in layers), here)
     unpacked = Unpacked(limits)
     turn = asyncio.Semaphore(limits.parallel)
 
@@ -163,7 +164,9 @@ def _place(layer: Descriptor, part: Part, tree: Path, unpacked: Unpacked, wanted
     target.hardlink_to(part.path)
 
 
-def _fresh(blobs: Path, tree: Path) -> None:
+def _fresh(blobs: Path, tree: Path) -> int:
+    """Make the folders; the bytes that an earlier try left."""
     shutil.rmtree(tree, ignore_errors=True)
     blobs.mkdir(exist_ok=True)
     tree.mkdir()
+    return tree_size(blobs)

@@ -524,3 +524,16 @@ async def test_a_disk_that_fills_up_meanwhile(small_disk: Path, tmp_path: Path) 
         other.write_bytes(b"")
         fetched = await node.fetch(url)
     assert content(fetched.path) == content(model)
+
+
+async def test_what_is_here_needs_no_room_again(small_disk: Path, tmp_path: Path) -> None:
+    node, registry, model = Node(small_disk), FakeRegistry(break_after=2_000_000), a_model(tmp_path / "model")
+    put_model(registry, "1", model)
+    async with serving(registry.handle) as url:
+        await node.refused(url, limits=replace(LIMITS, attempts=1))
+        registry.break_after = 0
+        # Enough beside the 64 MiB that are never given away for the rest, not for the whole of 4.9 MB.
+        room = 64 * 1024 * 1024 + 3_000_000
+        (small_disk / "other").write_bytes(bytes(shutil.disk_usage(small_disk).free - room))
+        fetched = await node.fetch(url)
+    assert content(fetched.path) == content(model)
