@@ -2,8 +2,8 @@
 """A running RayJob in, what it says of itself out: the operator's look into the log of tuning jobs. For reconcile.py.
 
 Ray's dashboard is asked for the last lines of the job's log, every ten seconds while the job runs and once more when
-it ends; a failed RayJob carries the last lines in its own message. What was seen is kept in memory: the log goes with
-the Ray cluster of an attempt, and the next one begins with an empty one.
+it ends; a job that failed has the last lines in its own message (World.last_words). What was seen is kept in memory:
+the log goes with the Ray cluster of an attempt, and the next one begins with an empty one.
 """
 
 import base64
@@ -38,6 +38,8 @@ class _Look:
     job: RayJobStatus
     at: datetime
     progress: Progress
+    words: str = ""
+    """What it said when it failed last."""
     tries: int = 0
     """How often its result was looked for."""
 
@@ -60,7 +62,10 @@ class TuningWatch:
         if before is None or before.job.name != job.name:
             self._looks = {key: look for key, look in self._looks.items() if self._world.workspace(key)}
             before = _Look(job, now - _EVERY, Progress())
-        look = replace(before, job=job, progress=_merged(before.progress, job.message))
+        look = replace(before, job=job)
+        words = self._world.last_words.get((workspace[0], job.name), "")
+        if words != before.words:
+            look = replace(look, words=words, progress=_merged(before.progress, words))
         there = any(one.name == job.cluster for one in observed.ray_clusters)
         if there and _is_due(before, job, now):
             progress = _merged(look.progress, await self._log(workspace, job))

@@ -15,10 +15,12 @@ from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject, NotFound
 from kaito_ray.in_place import InPlace
 from kaito_ray.informer import Informer, Key, key_of, version_of
-from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
+from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RAY_JOB, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
+from kaito_ray.kuberay import parse_ray_job
 from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.pod import Pod, parse_pod
 from kaito_ray.replica_watch import ReplicaWatch
+from kaito_ray.tuning_event import PREFIX
 
 Labels = Mapping[str, str]
 _OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
@@ -49,6 +51,8 @@ class World:
         self.replicas = ReplicaWatch(cluster, wake)
         """What the copies of models say of themselves."""
         self.in_place = InPlace()
+        self.last_words: dict[Key, str] = {}
+        """What RayJobs said when an attempt failed: KubeRay forgets it when it begins the next one."""
 
     async def run(self) -> None:
         """Watch everything, for ever."""
@@ -221,10 +225,19 @@ class World:
                 if document is not None and is_ours(document):
                     self._wake(workspace_of(document))
             self._wake_referrers(kind, key)
+            if kind is RAY_JOB:
+                self._listen(key, after)
 
         labels = _OURS if kind in self._VERSIONED else ""
         parse = partial(_slim, kind)
         return Informer(self._cluster, kind, parse, changed, group=_group, namespace=scope, labels=labels)
+
+    def _listen(self, key: Key, job: KubeObject | None) -> None:
+        message = parse_ray_job(job).message if job is not None else ""
+        if job is None:
+            self.last_words.pop(key, None)
+        elif PREFIX in message:
+            self.last_words[key] = message
 
     def _pod(self, scope: str | None) -> Informer[Pod]:
         def changed(_: Key, before: Pod | None, after: Pod | None) -> None:
