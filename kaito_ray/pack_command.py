@@ -24,9 +24,11 @@ from kaito_ray.artifacts.model import fetch_model, model_stager
 from kaito_ray.artifacts.model_files import choose_files
 from kaito_ray.artifacts.pack import Facts, Form, LayerSize, Packing, push_model, sizes_of
 from kaito_ray.artifacts.progress import Progress
+from kaito_ray.artifacts.reason import Reason
 from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.artifacts.source import Source
+from kaito_ray.errors import ArtifactRefused
 from kaito_ray.hub import TOKEN_KEY, cache_folder, find_preset
 from kaito_ray.preset import load_catalogue
 from kaito_ray.progress_text import progress_bar, progress_line
@@ -34,6 +36,7 @@ from kaito_ray.settings import Settings
 from kaito_ray.stages import Stages
 
 _SHOW_EVERY_S = 0.2
+_LINE_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,8 @@ def pack(wish: PackWish, settings: Settings, stages: Stages, *, dry_run: bool) -
 
 async def _pack(wish: PackWish, settings: Settings, stages: Stages, *, dry_run: bool) -> Packed:
     reference = Reference.parse(wish.to)
+    if reference.digest:
+        raise ArtifactRefused(f"{wish.to}: a push goes to a tag, its digest follows", reason=Reason.INVALID_SOURCE)
     subject = await asyncio.to_thread(_subject, wish, settings)
     check_licence(subject.facts.name or wish.model, subject.facts.license, accepted=wish.accepted)
     if subject.folder is None and dry_run:
@@ -167,9 +172,13 @@ async def _shown(stages: Stages, name: str, progress: Progress) -> AsyncIterator
     with stages.stage(name) as stage:
 
         async def show() -> None:
+            if stages.console.is_terminal:
+                while True:
+                    stage.note(progress_bar(progress))
+                    await asyncio.sleep(_SHOW_EVERY_S)
             while True:
-                stage.note(progress_bar(progress))
-                await asyncio.sleep(_SHOW_EVERY_S)
+                await asyncio.sleep(_LINE_EVERY_S)
+                stages.say(name, progress_line(progress))
 
         showing = asyncio.create_task(show())
         try:

@@ -207,6 +207,19 @@ async def test_licences(tmp_path: Path, card: str, options: tuple[str, ...], wor
     assert "Traceback" not in out + err
 
 
+@pytest.mark.parametrize(
+    ("to", "words"),
+    [
+        (f"registry.example/team/model@sha256:{'0' * 64}", "a push goes to a tag"),
+        ("registry.example/Team/Model:1", "is no image reference such as"),
+        ("127.0.0.1:1/team/model:1", "127.0.0.1:1"),
+    ],
+)
+async def test_places_that_cannot_be(tmp_path: Path, to: str, words: str) -> None:
+    code, _, err = await kaito_ray(tmp_path, "pack", str(a_model(tmp_path / "model")), "--to", to, *_PUSH)
+    assert (code, words in err, "Traceback" in err) == (1, True, False), err
+
+
 async def test_what_no_engine_loads_is_not_packed(tmp_path: Path) -> None:
     model = a_model(tmp_path / "model")
     (model / SHARDS[1]).unlink()
