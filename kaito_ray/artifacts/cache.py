@@ -35,6 +35,11 @@ _KEY = re.compile(r"[a-z0-9][a-z0-9._-]{0,200}")
 _POLL_MAX_S = 0.25
 # Room that is never given away: a node whose disk is full evicts pods.
 _SPARE_BYTES = 64 * 1024 * 1024
+# After these the bytes that are here are still good; whoever finds one that is not has thrown it away.
+_NOT_OF_CONTENT = {
+    Reason.UNAUTHORIZED, Reason.FORBIDDEN, Reason.GATED, Reason.NOT_FOUND, Reason.DIGEST_MISMATCH,
+    Reason.CERTIFICATE_REFUSED, Reason.TLS_FAILED,
+}  # fmt: skip
 Produce = Callable[[Path], Awaitable[Path]]
 """Gets the entry's work folder, which may hold the remains of an earlier try; returns the path to publish in it."""
 
@@ -72,7 +77,8 @@ class Cache:
     async def get(self, key: str, produce: Produce) -> Entry:
         """The entry of that key, made by `produce` when nobody has made it yet.
 
-        A refusal clears the work folder; anything else, a kill included, leaves it to be continued.
+        A refusal of the content clears the work folder; anything else, such as a kill or a login that ran out, leaves
+        it to be continued.
         """
         made = (self.root / "entries" / _checked(key)).exists
         while True:
@@ -87,8 +93,9 @@ class Cache:
                     return entry
                 try:
                     return await self.publish(key, await produce(work), work)
-                except ArtifactRefused:
-                    await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
+                except ArtifactRefused as error:
+                    if error.reason not in _NOT_OF_CONTENT:
+                        await asyncio.to_thread(shutil.rmtree, work, ignore_errors=True)
                     raise
 
     async def find(self, key: str) -> Entry | None:

@@ -293,6 +293,33 @@ async def test_a_fetch_that_broke_off_goes_on(node: Node, tmp_path: Path, form: 
     assert node.progress.done == node.progress.total
 
 
+async def test_a_bad_layer_costs_no_good_one(node: Node, tmp_path: Path) -> None:
+    registry, model = FakeRegistry(), a_model(tmp_path / "model")
+    put_model(registry, "1", model)
+    first, second = (layer["digest"] for layer in json.loads(registry.manifests["1"][1])["layers"][1:])
+    right = registry.blobs[second]
+    registry.blobs[second] = right[:-2000] + bytes(1) + right[-1999:]
+    come = asyncio.Event()
+
+    async def one_after_the_other(request: web.Request) -> web.StreamResponse:
+        if request.path.endswith(second):
+            await come.wait()
+        answer = await registry.handle(request)
+        if request.path.endswith(first):
+            come.set()
+        return answer
+
+    async with serving(one_after_the_other) as url:
+        assert (await node.refused(url))[0] == Reason.DIGEST_MISMATCH
+        registry.blobs[second] = right
+        fetched = await node.fetch(url)
+    assert content(fetched.path) == content(model)
+    # Of the good one only what stands behind its file came again.
+    size = (model / SHARDS[0]).stat().st_size
+    assert registry.asked()[f"/v2/team/model/blobs/{second}"] == 2
+    assert [int(one.removeprefix("bytes=").removesuffix("-")) > size for one in registry.ranges] == [True]
+
+
 async def test_a_layer_that_lost_its_end(node: Node, tmp_path: Path) -> None:
     """What a tar has behind its file comes anew, the file itself does not."""
     registry, model = FakeRegistry(), a_model(tmp_path / "model")
@@ -450,14 +477,17 @@ async def test_a_hub_that_answers(
     assert node.entries == []
 
 
-async def test_a_file_that_is_not_what_the_hub_has_a_hash_of(node: Node, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [SHARDS[1], "config.json"])
+async def test_a_file_that_is_not_what_the_hub_has_a_hash_of(node: Node, tmp_path: Path, name: str) -> None:
     hub = Hub(a_model(tmp_path / "model"))
-    for name in (SHARDS[1], "config.json"):
-        hub.altered = {name}
-        async with serving(hub.handle) as url:
-            reason, sentence = await node.refused(url, hub=NAME)
+    hub.altered = {name}
+    async with serving(hub.handle) as url:
+        reason, sentence = await node.refused(url, hub=NAME)
         assert (reason, f"org/model: {name}" in sentence) == (Reason.DIGEST_MISMATCH, True), sentence
         assert node.entries == []
+        hub.altered = set()
+        fetched = await node.fetch(url, hub=NAME)
+    assert content(fetched.path) == content(hub.folder)
 
 
 async def test_a_hub_that_breaks_off(node: Node, tmp_path: Path) -> None:
