@@ -7,7 +7,7 @@ from kaito_ray import names
 from kaito_ray.cluster import KubeObject
 from kaito_ray.kinds import WORKSPACE
 from kaito_ray.nodes.provisioner import Notice
-from kaito_ray.status import timestamp
+from kaito_ray.timeline import timestamp
 
 # The API server refuses longer ones.
 _MESSAGE_MAX = 1024

@@ -6,6 +6,7 @@ Called by reconcile.py after objects were applied; status.py derives the status 
 
 import base64
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from kaito_ray import names
 from kaito_ray.after_tuning import Next
@@ -25,6 +26,7 @@ from kaito_ray.nodes.provisioner import NodesObserved
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod
 from kaito_ray.replica_watch import NOTHING, Heard, Question
+from kaito_ray.timeline import first_token_is_due
 from kaito_ray.tuning_event import Progress
 from kaito_ray.world import World
 
@@ -34,7 +36,7 @@ class Observed:
     """The world as one Workspace sees it.
 
     `job` is the name of the RayJob that does what the Workspace asks for now; empty when it does not tune. `heard` is
-    what the replicas say of their adapters. `refusal` is why this pass could not apply what it wanted; what stands in
+    what the replicas say. `refusal` is why this pass could not apply what it wanted; what stands in
     the cluster is then what an earlier one applied.
     """
 
@@ -67,6 +69,7 @@ def observe(
     step: Next | None,
     applied: Applied,
     refusal: KaitoRayError | None,
+    now: datetime,
 ) -> Observed:
     """Everything about a Workspace; for the arguments see Observed."""
     namespace, name = workspace
@@ -83,7 +86,7 @@ def observe(
         ray_clusters=tuple(parse_ray_cluster(document) for document in world.children(RAY_CLUSTER, workspace)),
         pods=pods,
         in_place=bool(service and ray_service and world.in_place.is_under_way(workspace, service, ray_service)),
-        heard=_hear(world, workspace, plan, ray_service, pods),
+        heard=_hear(world, workspace, plan, ray_service, pods, now),
         applied=applied,
         refusal=refusal,
         rests=step.rests if step is not None else "",
@@ -91,10 +94,17 @@ def observe(
 
 
 def _hear(
-    world: World, workspace: Key, plan: Plan | None, service: RayServiceStatus | None, pods: tuple[Pod, ...]
+    world: World,
+    workspace: Key,
+    plan: Plan | None,
+    service: RayServiceStatus | None,
+    pods: tuple[Pod, ...],
+    now: datetime,
 ) -> Heard:
-    """What the replicas say of their adapters; they are asked while there are any and somebody can answer."""
-    if not isinstance(plan, ServePlan) or not plan.adapters:
+    """What the replicas say; they are asked while there is something to ask for and somebody can answer."""
+    document = world.workspace(workspace)
+    due = document is not None and first_token_is_due(document, now)
+    if not isinstance(plan, ServePlan) or not (plan.adapters or due):
         return world.replicas.see(workspace, None)
     secret = world.child(SECRET, (workspace[0], names.token_secret_name(plan.name)))
     if service is None or service.active is None or not service.endpoints or secret is None:

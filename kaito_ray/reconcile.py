@@ -79,7 +79,7 @@ class Reconciler:
         wish = await self._wish(document)
         nodes = await self._nodes(document, wish, now)
         applied, refusal = await self._apply(document, wish, nodes, now)
-        observed = observe(self._world, key, nodes, step=wish.step, applied=applied, refusal=refusal)
+        observed = observe(self._world, key, nodes, step=wish.step, applied=applied, refusal=refusal, now=now)
         observed = await self._tuning.look(key, observed, now)
         status = derive_status(document, wish.step.plan if wish.step else None, observed, now)
         return await self._reporter.report(document, status, observed, now)

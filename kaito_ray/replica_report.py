@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the replicas of a Workspace say about their adapters, as `GET /adapters?replicas=all` answers it.
+"""What the replicas of a Workspace say about themselves and their adapters, as `GET /adapters?replicas=all` answers it.
 
 serve_apps/replica.py writes it, replica_watch.py reads it. Fields of another release are passed over.
 """
@@ -42,6 +42,9 @@ class ReplicaReport(_Part):
 
     replica: str
     adapters: tuple[AdapterReport, ...]
+    engine_started_at: str = ""
+    first_token_at: str = ""
+    """When the engine made its first token, asked for before anybody was let in; empty when it makes none."""
 
     def adapter(self, wanted: AdapterPlan) -> AdapterReport | None:
         """What it says of an adapter; None when it has not heard of what is wanted."""

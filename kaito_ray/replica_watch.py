@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the replicas of serving Workspaces say about their adapters, kept current by asking; a watch they do not have.
+"""What the replicas of serving Workspaces say about themselves, kept current by asking; a watch they do not have.
 
 A reconcile says whom to ask (`see`) and gets what was heard last, without waiting. Whatever is heard anew wakes the
 Workspace. Replicas are asked at once when a pod or an adapter changed, every few seconds while something is under way,
@@ -130,6 +130,8 @@ class ReplicaWatch:
 
 def _wait_s(question: Question, heard: Heard, before_s: float) -> float:
     """How long what was heard will do."""
+    if heard.silence and not question.plan.adapters:
+        return min(_SETTLED_S, max(_PENDING_MAX_S, 2 * before_s))  # nothing but the timeline waits for it
     said = [report.adapter(one) for report in heard.reports for one in question.plan.adapters]
     loading = any(one is None or one.state == "Loading" for one in said)
     states = {one.state for one in adapter_statuses(question.plan, heard.reports)}

@@ -18,7 +18,8 @@ from kaito_ray.kinds import WORKSPACE
 from kaito_ray.metrics import TIME_TO_READY
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
-from kaito_ray.status import READY, differs_only_in_words, document_of, parse_timestamp, timestamp, transitions
+from kaito_ray.status import differs_only_in_words, document_of, transitions
+from kaito_ray.timeline import READY, parse_timestamp, timestamp
 from kaito_ray.workspace_status import Status
 from kaito_ray.world import World
 

@@ -6,7 +6,7 @@ was reached, and whether a Workspace has ever been ready.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from kaito_ray import names
@@ -21,21 +21,11 @@ from kaito_ray.conditions import (
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, TunePlan
+from kaito_ray.timeline import derive_timeline, timestamp
 from kaito_ray.tuning_conditions import job_started, tuned_is_served, tuning_succeeded
 from kaito_ray.tuning_status import output_status, tuned_before, tuning_status
 from kaito_ray.verdict import Verdict
-from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status, TimelineEntry
-
-NODES_READY, IMAGE_PULLED, MODEL_FETCHED, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
-    "NodesReady",
-    "ImagePulled",
-    "ModelFetched",
-    "ModelLoaded",
-    "JobStarted",
-    "Tuned",
-    "Ready",
-)
-
+from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status
 
 KubeObject = dict[str, Any]
 
@@ -46,7 +36,7 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
     adapters = _adapters(previous, plan, observed)
     verdicts = _verdicts(workspace, plan, observed, adapters)
     conditions = tuple(_condition(kind, verdict, workspace, now) for kind, verdict in verdicts.items())
-    ready = verdicts["WorkspaceReady"].holds
+    holds = {kind: verdict.holds for kind, verdict in verdicts.items()}
     return Status(
         conditions=conditions,
         state=_state(workspace, verdicts, observed),
@@ -58,7 +48,7 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
         tuning=tuning_status(observed.progress, observed.ray_job, previous.get("tuning") or {}),
         output=_output(previous, plan, observed, verdicts),
         node_pool=NodePoolStatus.model_validate(observed.nodes.node_pool) if observed.nodes.node_pool else None,
-        timeline=_timeline(workspace, observed, verdicts, ready=ready, now=now),
+        timeline=derive_timeline(workspace, observed, holds, now),
     )
 
 
@@ -80,16 +70,6 @@ def transitions(before: Mapping[str, Any], after: Status) -> Iterator[Notice]:
     whole = [one for one in turned if one.type == "WorkspaceReady" and one.type in known]
     for one in whole or [one for one in turned if one.type != "WorkspaceSucceeded"]:
         yield Notice("Normal" if one.status == "True" else "Warning", one.reason, one.message)
-
-
-def timestamp(moment: datetime) -> str:
-    """A time as Kubernetes writes it."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def parse_timestamp(text: str) -> datetime:
-    """A time as Kubernetes writes it, with or without fractions of a second."""
-    return datetime.fromisoformat(text)
 
 
 def _before(workspace: KubeObject) -> Mapping[str, Any]:
@@ -175,54 +155,6 @@ def _endpoint(workspace: KubeObject, verdicts: Mapping[str, Verdict], observed: 
         metadata = workspace["metadata"]
         return f"http://{names.service_name(metadata['name'])}.{metadata['namespace']}.svc"
     return ""
-
-
-def _timeline(
-    workspace: KubeObject, observed: Observed, verdicts: Mapping[str, Verdict], *, ready: bool, now: datetime
-) -> tuple[TimelineEntry, ...]:
-    """The stages reached so far, each at its first time, in the order in which they were reached."""
-    timeline = [TimelineEntry.model_validate(entry) for entry in _before(workspace).get("timeline") or ()]
-    known = {(entry.stage, entry.message) for entry in timeline}
-    fetched = any(entry.stage == MODEL_FETCHED for entry in timeline)
-    last = parse_timestamp(timeline[-1].time) if timeline else _created(workspace, now)
-    for stage, moment, message in sorted(_reached(observed, verdicts, ready, now), key=lambda one: one[1]):
-        # Each pod has words of its own on what it fetched; those of the first are kept.
-        if (stage, message) in known or (stage == MODEL_FETCHED and fetched):
-            continue
-        # Clocks of nodes differ; a stage is never before the one that made it possible.
-        seconds = round(max(0.0, (moment - last).total_seconds()), 1)
-        last = max(moment, last)
-        timeline.append(TimelineEntry(stage=stage, time=timestamp(last), seconds=seconds, message=message))
-    return tuple(timeline)
-
-
-def _reached(
-    observed: Observed, verdicts: Mapping[str, Verdict], ready: bool, now: datetime
-) -> Iterator[tuple[str, datetime, str]]:
-    if observed.nodes.ready:
-        yield NODES_READY, now, ""
-    started = [parse_timestamp(pod.started) for pod in observed.pods if pod.started and not pod.head]
-    if started:
-        yield IMAGE_PULLED, min(started), ""
-    fetches = [pod.fetch for pod in observed.pods if pod.fetch is not None and not pod.deleting]
-    if fetches and all(fetch.finished for fetch in fetches):
-        last = max(fetches, key=lambda fetch: parse_timestamp(fetch.finished))
-        yield MODEL_FETCHED, parse_timestamp(last.finished), last.message
-    job = observed.ray_job
-    if job is not None and verdicts["JobStarted"].holds:
-        yield JOB_STARTED, now, job.name
-        if verdicts["WorkspaceSucceeded"].holds:
-            yield TUNED, now, job.name
-    active = observed.ray_service.active if observed.ray_service is not None else None
-    if active is not None and active.applications and all(one.status == "RUNNING" for one in active.applications):
-        yield MODEL_LOADED, now, ""
-    if ready:
-        yield READY, now, ""
-
-
-def _created(workspace: KubeObject, now: datetime) -> datetime:
-    created = workspace["metadata"].get("creationTimestamp")
-    return parse_timestamp(created) if created else now
 
 
 def _essence(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ the whole of it can be tried without.
 
 import asyncio
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +24,13 @@ from serve_apps.allow_list import ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
 from serve_apps.arguments import Arguments, UserConfig
 from serve_apps.model import model_location
+from serve_apps.probe import sample
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 Report = dict[str, Any]
-"""The adapters of one replica: `{"replica": its id, "adapters": [...]}`."""
+"""One replica: `{"replica": its id, "adapters": [...], "engine_started_at": ..., "first_token_at": ...}`."""
 
 
 class Replica:
@@ -42,6 +44,10 @@ class Replica:
         model = await model_location(self._arguments.model)
         options = await asyncio.to_thread(engine.namespace, self._arguments, model)
         self._engine = await engine.start_engine(options)
+        self._reached = {"engine_started_at": _now()}
+        # Nobody is let in before the model has said something, if it is one that does.
+        if "generate" in await self._engine.get_supported_tasks() and await sample(self._engine):
+            self._reached["first_token_at"] = _now()
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
         models, called = app.state.openai_serving_models, self._arguments.model.names
         for shown in models.base_model_paths if called else ():
@@ -62,8 +68,8 @@ class Replica:
         await self._adapters.apply(config.adapters, config.follow_tags_s)
 
     async def adapter_report(self) -> Report:
-        """What is loaded here."""
-        return {"replica": self.replica_id, "adapters": self._adapters.states()}
+        """What is loaded here, and since when this replica works."""
+        return {"replica": self.replica_id, "adapters": self._adapters.states(), **self._reached}
 
     async def adapter_reports(self) -> list[Report]:
         """What is loaded in every replica; this one knows only of itself."""
@@ -89,6 +95,10 @@ class Replica:
 
         app.add_api_route("/", running, methods=["GET"])
         app.add_api_route("/adapters", loaded, methods=["GET"])
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _keys(arguments: Arguments) -> ApiKeys | None:

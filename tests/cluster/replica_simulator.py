@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The copies of models behind the Services of RayServices, simulated as far as they tell of their adapters.
+"""The copies of models behind the Services of RayServices, simulated as far as they tell of themselves and of adapters.
 
 Each adapter of the submitted Serve config is loaded once `load_s` is over, on every replica, unless a test says
 otherwise for it. The API server's proxy of Services brings the questions.
@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import yaml
@@ -55,9 +56,13 @@ class Replicas:
         # What was loaded already is not loaded again because something else changed.
         known = self._since.get((namespace, service), {})
         since = self._since[namespace, service] = {_identity(one): known.get(_identity(one), at) for one in wanted}
+        age_s = asyncio.get_running_loop().time() - at
+        started = (datetime.now(UTC) - timedelta(seconds=age_s)).isoformat(timespec="seconds")
         reports = [
             {
                 "replica": f"r{number}",
+                "engine_started_at": started,
+                "first_token_at": started,
                 "adapters": [self._adapter(namespace, service, one, number, since[_identity(one)]) for one in wanted],
             }
             for number in range(deployment.get("num_replicas", 1))

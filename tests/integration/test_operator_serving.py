@@ -153,8 +153,18 @@ def test_another_adapter_changes_only_the_serve_config(cluster: Cluster, client:
         lambda: get(client, "adapters"),
         lambda one: condition(one, "WorkspaceReady").get("observedGeneration") == one["metadata"]["generation"],
     )
-    wait_until_ready(client, "adapters")
+    workspace = wait_until_ready(client, "adapters")
     assert [one["metadata"]["uid"] for one in _clusters(client, "adapters")] == clusters
+    # The way to Ready is told to the first token, by what was seen of each stage.
+    assert [entry["stage"] for entry in workspace["status"]["timeline"]] == [
+        "NodesReady",
+        "ImagePulled",
+        "ModelFetched",
+        "EngineStarted",
+        "FirstToken",
+        "ModelLoaded",
+        "Ready",
+    ]
 
 
 def test_a_changed_config_map_takes_effect(cluster: Cluster, client: Client) -> None:

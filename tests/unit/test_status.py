@@ -15,6 +15,8 @@ from kaito_ray.nodes.provisioner import NodesObserved
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan
 from kaito_ray.pod import parse_pod
+from kaito_ray.replica_report import ReplicaReport
+from kaito_ray.replica_watch import Heard
 from kaito_ray.status import derive_status, differs_only_in_words, document_of, transitions
 from kaito_ray.tuning_event import Progress, Started, Step
 from ray_builders import a_ray_job, a_ray_pod, a_ray_service
@@ -213,6 +215,36 @@ def test_the_timeline_has_each_stage_once_at_its_first_time() -> None:
     assert [entry["stage"] for entry in first["timeline"]] == ["NodesReady", "ImagePulled", "ModelLoaded", "Ready"]
     assert document_of(again)["timeline"] == first["timeline"]
     assert first["timeline"][0] == {"stage": "NodesReady", "time": "2026-11-20T10:30:00Z", "seconds": 1800.0}
+
+
+def told(engine: str, token: str) -> Heard:
+    """What a replica says of itself."""
+    times = {"engine_started_at": engine, "first_token_at": token}
+    return Heard((ReplicaReport.model_validate({"replica": "r0", "adapters": [], **times}),))
+
+
+def test_a_replica_tells_when_its_engine_started_and_spoke() -> None:
+    at = "2026-11-20T10:{}+00:00".format
+    before: Object = {
+        "timeline": [
+            {"stage": "NodesReady", "time": "2026-11-20T10:10:00Z", "seconds": 600.0},
+            {"stage": "ModelLoaded", "time": "2026-11-20T10:15:00Z", "seconds": 300.0},
+            {"stage": "Ready", "time": "2026-11-20T10:15:02Z", "seconds": 2.0},
+        ]
+    }
+    seen = observed(a_ray_service(), heard=told(at("14:00"), at("14:30")))
+    timeline = status_of(seen, before)["timeline"]
+    assert [(entry["stage"], entry["seconds"]) for entry in timeline] == [
+        ("NodesReady", 600.0),
+        ("EngineStarted", 240.0),
+        ("FirstToken", 30.0),
+        ("ModelLoaded", 30.0),
+        ("Ready", 2.0),
+    ]
+    assert status_of(seen, {"timeline": timeline})["timeline"] == timeline
+    # A replica that took over, one whose model makes no tokens, and one of a clock of its own.
+    for heard in (told(at("20:00"), at("20:01")), told(at("14:00"), ""), told(at("01:00"), at("01:01"))):
+        assert status_of(observed(a_ray_service(), heard=heard), before)["timeline"] == before["timeline"]
 
 
 def fetching(state: Object) -> Object:
