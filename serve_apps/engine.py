@@ -57,12 +57,22 @@ def namespace(arguments: Arguments, model: str) -> Namespace:
     if arguments.model.revision:
         words.append(f"--revision={arguments.model.revision}")
     # No documentation pages: the allow-list hides them, and their schema takes seconds to build.
-    words += ["--disable-fastapi-docs", *command_line(arguments.engine)]
+    words += ["--disable-fastapi-docs", *_cpu_flags(arguments.engine), *command_line(arguments.engine)]
     parser = make_arg_parser(FlexibleArgumentParser())
     parser.error = _refuse  # argparse would end the process
     parsed: Namespace = parser.parse_args(words)
     validate_parsed_serve_args(parsed)
     return parsed
+
+
+def _cpu_flags(engine: Mapping[str, Any]) -> list[str]:
+    from vllm.platforms import current_platform
+
+    return (
+        ["--worker-extension-cls=serve_apps.cpu_lora.AdapterArithmetic"]
+        if (engine.get("enable-lora") and current_platform.is_cpu())
+        else []
+    )
 
 
 def _refuse(message: str) -> NoReturn:

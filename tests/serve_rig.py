@@ -76,7 +76,8 @@ class ServeRig:
     def replicas(self) -> list[dict[str, Any]]:
         """The running replicas."""
         application = self.details()["applications"][names.SERVE_APPLICATION]
-        return list(application["deployments"][names.SERVE_DEPLOYMENT]["replicas"])
+        replicas = application["deployments"][names.SERVE_DEPLOYMENT]["replicas"]
+        return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
     def pids(self) -> set[int]:
         """The processes of the replicas."""
@@ -94,7 +95,7 @@ class ServeRig:
             for port in listening:
                 url = f"http://127.0.0.1:{port}"
                 with contextlib.suppress(httpx.HTTPError):
-                    if httpx.get(f"{url}/adapters", timeout=5, trust_env=False).status_code == 200:
+                    if httpx.get(f"{url}/adapters", timeout=20, trust_env=False).status_code == 200:
                         found.append(url)
         return found
 

@@ -2,19 +2,24 @@
 """Adapters come and go on two replicas of a real engine behind real Ray Serve, by the Serve config alone."""
 
 import asyncio
+import contextlib
 import os
 import pickle
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file, save_file
 
 from adapter_files import adapter_for
+from cluster.client import Client
 from docker_registry import a_docker_registry
 from kaito_ray.artifacts.limits import ADAPTER
 from kaito_ray.artifacts.push import pack_adapter, push_image
@@ -23,12 +28,15 @@ from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.plan import AdapterPlan
 from kaito_ray.tiny_model import model_path
+from operator_rig import running_operator
 from serve_rig import BASE, ServeRig, a_serve_rig
 from waiting import until
+from workspace_rig import a_serving, condition, get, simulated_cluster, wait_for, wait_until_ready
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
 
 WAIT_S = 180
+TWO_GPUS = "Standard_NC48ads_A100_v4"
 WEIGHTS = "adapter_model.safetensors"
 
 
@@ -99,6 +107,24 @@ def test_add_replace_and_remove_on_every_replica(rig: ServeRig, tmp_path: Path) 
     deploy(rig)
     assert rig.chat("a").status_code == 404
     assert rig.pids() == pids
+
+
+def test_what_is_asked_together_is_answered_as_if_alone(rig: ServeRig, tmp_path: Path) -> None:
+    names = ("one", "two", "three")
+    deploy(rig, *(on_volume(name, adapter_for(model_path(), tmp_path / name, seed=s)) for s, name in enumerate(names)))
+    url = rig.replica_urls()[0]
+
+    def ask(model: str) -> str:
+        return str(rig.chat(model, url=url, tokens=24).json()["choices"][0]["text"])
+
+    alone = {model: ask(model) for model in (BASE, *names)}
+    assert len(set(alone.values())) == 4
+    together = [BASE, *names, BASE, names[0]] * 4
+    with ThreadPoolExecutor(len(together)) as clients:
+        answers = list(clients.map(ask, together))
+    wrong = [model for model, answer in zip(together, answers, strict=True) if answer != alone[model]]
+    assert not wrong
+    deploy(rig)
 
 
 def test_strength_lies_between_nothing_and_everything(rig: ServeRig, tmp_path: Path) -> None:
@@ -177,6 +203,26 @@ def test_bad_ones_of_every_kind_while_the_base_answers(rig: ServeRig, tmp_path: 
     deploy(rig)
 
 
+def test_a_replica_that_is_replaced_answers_with_its_adapters_from_the_start(rig: ServeRig, tmp_path: Path) -> None:
+    deploy(rig, on_volume("a", adapter_for(model_path(), tmp_path / "one", seed=9)))
+    answer = texts(rig, "a")
+    victim = min(rig.pids())
+    os.kill(victim, signal.SIGKILL)
+    statuses: set[int] = set()
+
+    def replaced() -> bool:
+        # The request that the dead one had may fail; one to a replica without the adapter would be a 404.
+        with contextlib.suppress(httpx.HTTPError):
+            statuses.add(rig.chat("a", tokens=2).status_code)
+        return victim not in rig.pids() and len(rig.replica_urls()) == 2
+
+    until(replaced, WAIT_S, lambda: str(rig.replicas()))
+    assert 200 in statuses
+    assert 404 not in statuses
+    assert texts(rig, "a") == answer
+    deploy(rig)
+
+
 async def push(folder: Path, image: str, work: Path) -> str:
     config, layer = pack_adapter(folder, work)
     async with Registry(Reference.parse(image), ADAPTER) as client:
@@ -202,3 +248,75 @@ def test_images_of_a_real_registry(rig: ServeRig, tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     deploy(rig)
+
+
+def test_the_operator_tells_what_every_replica_has(rig: ServeRig, tmp_path: Path) -> None:
+    """A Workspace of a test cluster whose replicas are these: an edit ends in its status, with what they found."""
+
+    async def scenario() -> None:
+        async with a_docker_registry(tmp_path / "registry") as registry:
+            image, wrong = registry.image("team/adapter:1.0"), registry.image("team/adapter:big")
+            digest = await push(adapter_for(model_path(), tmp_path / "one", seed=8), image, tmp_path)
+            await push(adapter_for(model_path(), tmp_path / "big", seed=8, rank=128), wrong, tmp_path)
+            await asyncio.to_thread(edit, image, wrong, digest)
+
+    def edit(image: str, wrong: str, digest: str) -> None:
+        pids = rig.pids()
+        with (
+            simulated_cluster(tmp_path) as cluster,
+            running_operator(cluster.kubeconfig, tmp_path),
+            kuberay(cluster.client, rig),
+        ):
+            client = cluster.client
+            cluster.add_node("gpu-1", gpus=2, labels={"apps": "tiny"}, instance_type=TWO_GPUS)
+            cluster.route_service("default", "tiny", rig.url)
+            workspace = a_serving("tiny", "tiny", inference={"preset": {"name": BASE}})
+            workspace["resource"]["instanceType"] = TWO_GPUS
+            client.create(workspace)
+            workspace = wait_until_ready(client, "tiny")
+            client.patch(workspace, {"inference": {"adapters": [{"source": {"name": "a", "image": image}}]}})
+            workspace = wait_for(client, "tiny", "AdaptersReady", timeout_s=WAIT_S)
+            assert condition(workspace, "AdaptersReady")["message"] == "1 adapter is loaded on 2 replicas"
+            [known] = workspace["status"]["adapters"]
+            assert (known["digest"], known["rank"], known["loaded"], known["replicas"]) == (digest, 8, 2, 2)
+            assert known["loadedAt"] == max(state["a"]["loaded_at"] for state in rig.states())
+            assert len(texts(rig, "a")) == 1
+            # One that is refused is named, and the other answers on.
+            added = [{"source": {"name": "a", "image": image}}, {"source": {"name": "big", "image": wrong}}]
+            client.patch(workspace, {"inference": {"adapters": added}})
+            workspace = wait_for(client, "tiny", "AdaptersReady", "False", reason="RankTooHigh", timeout_s=WAIT_S)
+            assert "128" in condition(workspace, "AdaptersReady")["message"]
+            assert condition(workspace, "WorkspaceReady")["status"] == "True"
+            assert len(texts(rig, "a")) == 1
+            client.patch(workspace, {"inference": {"adapters": []}})
+            client.wait(lambda: get(client, "tiny")["status"].get("adapters"), lambda left: left is None, WAIT_S)
+            until(lambda: rig.chat("a").status_code == 404, WAIT_S)
+        assert rig.pids() == pids
+
+    asyncio.run(scenario())
+
+
+@contextlib.contextmanager
+def kuberay(client: Client, rig: ServeRig) -> Iterator[None]:
+    """Sends what serveConfigV2 of the RayService asks for to Ray, as KubeRay does."""
+    stop = threading.Event()
+
+    def follow() -> None:
+        known: Any = []
+        while not stop.wait(0.2):
+            service = client.find("ray.io/v1", "RayService", "tiny", "default")
+            if service is None:
+                continue
+            (deployment,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"][0]["deployments"]
+            wanted = deployment["user_config"]["adapters"]
+            if wanted != known:
+                rig.deploy([AdapterPlan(one["name"], one["source"], one["strength"]) for one in wanted])
+                known = wanted
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
