@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the pods have the model in; how vLLM reads its safetensors out. Called by plan_serve.py.
 
-Measured by `make bench-loading` (1 GiB in four shards, a virtual machine's disk, 2 cores), in MiB/s:
+Measured with `make bench-loading`: 1 GiB in four shards on a virtual machine's disk, 2 cores, lowest to highest of two
+rounds, in MiB/s:
 
-                                          lazy     eager    prefetch
-    in the page cache                    12,000     1,000       3,500
-    on the disk                             730       650       1,900
+                                  lazy            eager          prefetch
+    in the page cache    10,957 to 13,639    808 to 1,114      838 to 6,289
+    on the disk               726 to 2,268    560 to 740     1,942 to 2,247
 
 So what was fetched just before, and still is in the page cache, is mapped (`lazy`, what vLLM does by itself); what lies
 ready on a volume is read ahead, as long as it fits into the memory of the pod. Run:ai's streamer and fastsafetensors

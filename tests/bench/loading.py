@@ -69,11 +69,11 @@ def main() -> None:
                     if cold:
                         forget(files)
                     seen.setdefault((cold, strategy), []).append(mib_per_second(files, strategy))
-    print(f"MiB/s, median of {given.rounds}, {given.shards} x {given.shard_mib} MiB")
-    print(f"{'':24}" + "".join(f"{strategy:>10}" for strategy in STRATEGIES))
+    print(f"MiB/s, lowest to highest of {given.rounds}, {given.shards} x {given.shard_mib} MiB")
+    print(f"{'':20}" + "".join(f"{strategy:>16}" for strategy in STRATEGIES))
     for cold in (False, True):
-        row = (sorted(seen[cold, strategy])[given.rounds // 2] for strategy in STRATEGIES)
-        print(f"{'on the disk' if cold else 'in the page cache':24}" + "".join(f"{value:>10.0f}" for value in row))
+        cells = (f"{min(found):,.0f} to {max(found):,.0f}" for found in (seen[cold, each] for each in STRATEGIES))
+        print(f"{'on the disk' if cold else 'in the page cache':20}" + "".join(f"{cell:>16}" for cell in cells))
 
 
 if __name__ == "__main__":
