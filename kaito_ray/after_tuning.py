@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.errors import KaitoRayError, NotReadyYet
-from kaito_ray.informer import key_of
-from kaito_ray.kinds import RAY_CLUSTER
-from kaito_ray.kuberay import parse_ray_cluster
+from kaito_ray.informer import Key, key_of
+from kaito_ray.kinds import RAY_CLUSTER, RAY_JOB
+from kaito_ray.kuberay import parse_ray_cluster, parse_ray_job
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.plan import Plan, TunePlan
 from kaito_ray.plan_served import releases_nodes
@@ -24,8 +24,9 @@ from kaito_ray.wish import Planner
 from kaito_ray.workspace import Workspace
 from kaito_ray.world import World
 
-_RELEASED, _RELEASING = "NodesReleased", "Releasing"
+RELEASED, _RELEASING = "NodesReleased", "Releasing"
 _RETRY_S = 10.0
+_RELEASE = f"{names.ANNOTATION_AFTER_TUNING}: release"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Next:
     """What is to be done now.
 
     `job` is the RayJob of what the Workspace asks for, empty when it does not tune; `tuned` says that it has done its
-    work. `rests` is why nothing is served then; empty when something is.
+    work. `rests` is why nothing is done from then on; empty when something is.
     """
 
     plan: Plan
@@ -43,7 +44,13 @@ class Next:
 
 
 def next_step(
-    planner: Planner, document: KubeObject, workspace: Workspace, plan: Plan, on: str | Sku, facts: Preset | None
+    planner: Planner,
+    world: World,
+    document: KubeObject,
+    workspace: Workspace,
+    plan: Plan,
+    on: str | Sku,
+    facts: Preset | None,
 ) -> Next:
     """The plan as it is, until tuning by it is done; then one that serves, with the image pinned that was pushed.
 
@@ -53,16 +60,25 @@ def next_step(
         return Next(plan)
     job = ray_job_name(plan)
     if not tuned_before(document, job):
-        return Next(plan, job)
+        given_up = releases_nodes(workspace) and _failed_for_good(world, (plan.namespace, job))
+        return Next(plan, job, rests=f"tuning failed, and {_RELEASE} asks for no more" if given_up else "")
     if releases_nodes(workspace):
-        why = f"it is tuned, and {names.ANNOTATION_AFTER_TUNING}: release asks for no more"
-        return Next(plan, job, tuned=True, rests=why)
+        return Next(plan, job, tuned=True, rests=f"it is tuned, and {_RELEASE} asks for no more")
     digest = ((document.get("status") or {}).get("output") or {}).get("digest", "")
     try:
         served = planner.plan_served(workspace, plan, on, facts, digest)
     except KaitoRayError as error:
         return Next(plan, job, tuned=True, rests=f"it is tuned, but cannot be served on these nodes: {error}")
     return Next(served, job, tuned=True)
+
+
+def _failed_for_good(world: World, job: Key) -> bool:
+    """Whether a job is over without a result; as long as KubeRay keeps its cluster, somebody may want its logs."""
+    found = world.child(RAY_JOB, job)
+    status = parse_ray_job(found) if found is not None else None
+    if status is None or not status.over or status.succeeded:
+        return False
+    return world.anyones(RAY_CLUSTER, (job[0], status.cluster)) is None
 
 
 async def clear_job(cluster: Cluster, world: World, document: KubeObject, job: str) -> bool:
@@ -85,12 +101,12 @@ async def give_back(
     """The nodes of a Workspace that rests, given back; nothing is asked of the cloud once they are."""
     conditions = {one["type"]: one for one in (document.get("status") or {}).get("conditions") or ()}
     message = f"the nodes were given back: {why}"
-    if conditions.get("ResourceReady", {}).get("reason") == _RELEASED:
-        return NodesObserved(False, (), _RELEASED, message)
+    if conditions.get("ResourceReady", {}).get("reason") == RELEASED:
+        return NodesObserved(False, (), RELEASED, message)
     try:
         gone = await provisioner.release(workspace)
     except NotReadyYet as error:
         return NodesObserved(False, (), error.reason, str(error), requeue_after_s=error.delay_s)
     if gone:
-        return NodesObserved(False, (), _RELEASED, message)
+        return NodesObserved(False, (), RELEASED, message)
     return NodesObserved(False, (), _RELEASING, "the nodes are being given back", requeue_after_s=_RETRY_S)

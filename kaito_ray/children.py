@@ -44,11 +44,11 @@ class Children:
     ) -> Applied:
         """Bring everything to what the plan says; until nodes are ready nothing is created, only kept current.
 
-        A job that has done its work stays, for whoever wants to look at it. Raises NotReadyYet for what will pass or
+        A job that is over stays, for whoever wants to look at it. Raises NotReadyYet for what will pass or
         be made, UserError for what somebody must settle.
         """
         plan = step.plan
-        keep = {(RAY_JOB, (plan.namespace, step.job))} if step.tuned else set()
+        keep = {(RAY_JOB, (plan.namespace, step.job))} if step.tuned or step.rests else set()
         if step.rests:
             return await self._applier.apply(workspace, [], now, keep=keep)
         kind, name = self._main(plan)

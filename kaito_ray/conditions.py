@@ -8,6 +8,7 @@ status, so that a crash loop after Ready is as visible as one before it.
 from collections.abc import Iterator
 
 from kaito_ray.adapter_status import ADAPTERS_PENDING
+from kaito_ray.after_tuning import RELEASED
 from kaito_ray.kuberay import RayApplication, RayServiceStatus
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, ServePlan
@@ -23,7 +24,7 @@ WAITING = frozenset(
         ADAPTERS_PENDING,
         "WorkspaceTuningJobStatusPending",
         "workspacePending",
-        "NodesReleased",
+        RELEASED,
         "workspaceResourceStatusNotReady",
         "NodeNotReady",
         "Recreating",

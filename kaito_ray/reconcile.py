@@ -99,7 +99,7 @@ class Reconciler:
             config = await observe_config(self._world, key, workspace)
             size = self._size(workspace)
             plan = self._planner.plan(workspace, config, size, facts)
-            step = next_step(self._planner, document, workspace, plan, size, facts)
+            step = next_step(self._planner, self._world, document, workspace, plan, size, facts)
             plan = pin(with_tuned_adapters(step.plan, self._world), document.get("status") or {})
             return replace(wish, step=replace(step, plan=plan))
         except (ClusterUnavailable, LeaseLost):

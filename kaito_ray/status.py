@@ -22,7 +22,7 @@ from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, TunePlan
 from kaito_ray.timeline import derive_timeline, timestamp
-from kaito_ray.tuning_conditions import job_started, tuned_is_served, tuning_succeeded
+from kaito_ray.tuning_conditions import job_started, tuned_and_ready, tuned_is_served, tuning_succeeded
 from kaito_ray.tuning_status import output_status, tuned_before, tuning_status
 from kaito_ray.verdict import Verdict
 from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status
@@ -93,7 +93,7 @@ def _verdicts(
             "WorkspaceSucceeded": succeeded,
             "InferenceReady": served,
             **loaded,
-            "WorkspaceReady": workspace_ready((resources, succeeded, served)),
+            "WorkspaceReady": tuned_and_ready(resources, succeeded, served),
         }
     inference = inference_ready(plan, observed)
     whole = workspace_ready((resources, inference))

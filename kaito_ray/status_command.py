@@ -17,14 +17,13 @@ from rich.table import Table
 from rich.text import Text
 
 from kaito_ray import names
+from kaito_ray.after_tuning import RELEASED
 from kaito_ray.cluster import Cluster, KubeObject, NotFound, connect
 from kaito_ray.errors import CannotRun
 from kaito_ray.kinds import POD, WORKSPACE
 from kaito_ray.kuberay import RayClusterApi, RayjobApi, RayServiceApi
 from kaito_ray.pod import Pod, parse_pod
 from kaito_ray.tuning_event import Step
-
-_RESTS = "NodesReleased"  # nothing is waited for: it is tuned and was to do no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Overview:
             return "the operator has not looked at it yet; does one run?"
         if any(one["type"] == "WorkspaceReady" and one["status"] == "True" for one in conditions):
             return ""
-        waiting = next((one for one in conditions if one["status"] != "True" and one["reason"] != _RESTS), None)
+        waiting = next((one for one in conditions if one["status"] != "True" and one["reason"] != RELEASED), None)
         return f"{waiting['reason']}: {waiting.get('message', '')}" if waiting else ""
 
 

@@ -4,7 +4,8 @@
 Pure; called by status.py. The job's own words come first (tuning_event.py): Ray's say only that a command ended.
 """
 
-from kaito_ray.conditions import PENDING, inference_ready, refused, troubles
+from kaito_ray.after_tuning import RELEASED
+from kaito_ray.conditions import PENDING, inference_ready, refused, troubles, workspace_ready
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, TunePlan
 from kaito_ray.tuning_event import PREFIX
@@ -60,10 +61,16 @@ def tuning_succeeded(observed: Observed, started: Verdict, *, tuned_before: bool
 def tuned_is_served(plan: Plan | None, observed: Observed) -> Verdict:
     """The model answers with what was tuned."""
     if observed.rests:
-        return Verdict(False, "NodesReleased", observed.rests)
+        return Verdict(False, RELEASED, observed.rests)
     if isinstance(plan, TunePlan):
         return Verdict(False, PENDING, "the model is served once it is tuned")
     return inference_ready(plan, observed)
+
+
+def tuned_and_ready(resources: Verdict, succeeded: Verdict, served: Verdict) -> Verdict:
+    """Tuned and served; why tuning failed comes before nodes that were given back for it."""
+    parts = (resources, succeeded, served)
+    return workspace_ready((succeeded, *parts) if resources.reason == RELEASED else parts)
 
 
 def _failure(observed: Observed) -> str:

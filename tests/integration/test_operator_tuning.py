@@ -210,6 +210,25 @@ def test_nodes_are_given_back_instead_of_serving(cluster: Cluster) -> None:
 
 
 @pytest.mark.usefixtures("operator")
+def test_a_failed_job_does_not_keep_nodes_that_were_to_be_given_back(cluster: Cluster) -> None:
+    client = cluster.client
+    lost = Failed("LossDiverged", "the loss rose from 2.00 to 9.00 by step 40; lower the learning rate")
+    cluster.set_running("default", "", Running(status="FAILED", log=log(DATA, lost)))
+    client.create(a_tuning(cluster, "given-up", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    wait_for(client, "given-up", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    # KubeRay keeps the cluster for its logs, and deletes it after a while.
+    (failed,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=given-up")
+    client.delete(failed)
+    workspace = wait_for(client, "given-up", "InferenceReady", "False", reason="NodesReleased")
+    assert condition(workspace, "WorkspaceReady")["reason"] == "LossDiverged"
+    assert job(client, "given-up")["status"]["jobDeploymentStatus"] == "Failed"
+    # Deleting the job is how to try the same once more.
+    cluster.set_running("default", "", finished())
+    client.delete(job(client, "given-up"))
+    wait_for(client, "given-up", "WorkspaceSucceeded")
+
+
+@pytest.mark.usefixtures("operator")
 def test_what_the_configmap_says_is_part_of_the_wish(cluster: Cluster) -> None:
     client = cluster.client
     text = "training_config:\n  LoraConfig:\n    r: 16\n"
