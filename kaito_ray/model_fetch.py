@@ -55,6 +55,8 @@ class Wish(BaseModel):
     """Who reads it; some repositories have the weights twice."""
     root: Path = Path(MODELS_DIR)
     limit_gib: int | None = None
+    spare_share: float = 0.0
+    """Of the disk, to be left free."""
     auth_dir: Path = Path(MODEL_AUTH_DIR)
     metrics_port: int = PORT_METRICS
     termination_log: Path = Path("/dev/termination-log")
@@ -94,7 +96,7 @@ async def fetch_into(
     `allowed` are private addresses that may be asked, `token` is the hub's.
     """
     stager = model_stager(
-        Cache(wish.root, wish.limit_gib * GIB if wish.limit_gib is not None else None),
+        Cache(wish.root, wish.limit_gib * GIB if wish.limit_gib is not None else None, spare_share=wish.spare_share),
         allowed=allowed,
         auth_dir=wish.auth_dir,
         more_logins=more_logins,

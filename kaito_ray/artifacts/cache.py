@@ -65,11 +65,15 @@ class Entry:
 
 
 class Cache:
-    """Entries below `root`, together at most `limit_bytes` beside those in use (None: as the disk permits)."""
+    """Entries below `root`, together at most `limit_bytes` beside those in use (None: as the disk permits).
 
-    def __init__(self, root: Path, limit_bytes: int | None = None) -> None:
+    `spare_share` of the disk stays free: a kubelet evicts pods once less than a tenth of its own disk is.
+    """
+
+    def __init__(self, root: Path, limit_bytes: int | None = None, *, spare_share: float = 0.0) -> None:
         self.root = root
         self.limit_bytes = limit_bytes
+        self.spare_share = spare_share
         for name in ("entries", "work", "locks", "notes", "uses", "trash"):
             (root / name).mkdir(parents=True, exist_ok=True)
         self._marks = Marks(root / "marks")
@@ -208,7 +212,8 @@ class Cache:
         sizes = {use.name: int(use.read_text() or 0) for use in uses if (self.root / "entries" / use.name).exists()}
 
         def missing() -> int:
-            short = size - here + _SPARE_BYTES - shutil.disk_usage(self.root).free
+            disk = shutil.disk_usage(self.root)
+            short = size - here + max(_SPARE_BYTES, int(self.spare_share * disk.total)) - disk.free
             if self.limit_bytes is not None:
                 short = max(short, sum(sizes.values()) + size - self.limit_bytes)
             return short
@@ -222,6 +227,7 @@ class Cache:
             return
         if (short := missing()) > 0:
             limit = f", limit of the cache {human_bytes(self.limit_bytes)}" if self.limit_bytes is not None else ""
+            limit += f", {self.spare_share:.0%} of the disk stay free for the node" if self.spare_share else ""
             free = shutil.disk_usage(self.root).free
             raise ArtifactRefused(
                 f"needs {human_bytes(size)} in {self.root}, {human_bytes(short)} more than there is room for"

@@ -19,6 +19,8 @@ from kaito_ray.settings import Settings
 
 _PATH = names.MODELS_DIR
 _SPARE_GIB = 8
+# An emptyDir is on the kubelet's own disk; below a tenth of it free, the kubelet evicts pods (nodefs.available).
+_KUBELETS_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ def _wish(target: Target, settings: Settings) -> str:
         "names": list(source.names),
         "architecture": source.architecture,
     }
+    if source.volume is not None and source.volume.kind == "pod":
+        document["spare_share"] = _KUBELETS_SHARE
     if source.volume is not None and source.volume.kind == "node" and settings.model_cache_gib is not None:
         document["limit_gib"] = settings.model_cache_gib
     return json.dumps(document, sort_keys=True)

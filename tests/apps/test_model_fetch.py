@@ -16,6 +16,7 @@ from aiohttp import ClientSession, web
 
 from archives import a_tar
 from fake_registry import OCI, FakeRegistry
+from kaito_ray.artifacts.source import Source
 from kaito_ray.model_fetch import Wish
 from model_folder import ARCHITECTURE, a_model
 from waiting import free_port
@@ -65,7 +66,7 @@ class Container:
         self.log = folder / f"termination-{free_port()}"
         self.port = free_port()
         wish = Wish(
-            source={"image": image},  # type: ignore[arg-type]
+            source=Source(image=image),
             link=LINK,
             names=("tiny",),
             architecture=ARCHITECTURE,
@@ -219,7 +220,6 @@ async def test_the_owner_of_the_lock_dies_and_another_takes_over(
     [
         ({"source": {"image": "HOST/team/model:2.0"}}, 1, "NotFound: "),
         ({"architecture": "LlamaForCausalLM"}, 1, "WrongModel: "),
-        ({"limit_gib": 0}, 1, "DiskTooSmall: needs "),
         ({"source": {"image": "127.0.0.1:1/team/model:1.0"}}, 75, "ConnectionFailed: "),
     ],
 )
@@ -235,11 +235,16 @@ async def test_the_last_word_has_the_reason(
     assert not (tmp_path / "cache" / LINK).exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"limit_gib": 0}, "limit of the cache 0 B"), ({"spare_share": 1.0}, "100% of the disk stay free for the node")],
+)
 async def test_a_disk_that_is_too_small_is_said_before_a_byte_of_a_layer_came(
-    tmp_path: Path, registry: tuple[SlowRegistry, str]
+    tmp_path: Path, registry: tuple[SlowRegistry, str], change: dict[str, Any], words: str
 ) -> None:
     server, image = registry
-    code, message = await Container(tmp_path, tmp_path / "cache", image, limit_gib=0).finish()
+    code, message = await Container(tmp_path, tmp_path / "cache", image, **change).finish()
     assert code == 1
     assert message.startswith("DiskTooSmall: needs ")
+    assert words in message
     assert server.sent == 0
