@@ -117,10 +117,14 @@ def script(cluster: Cluster, workspace: str, running: Running) -> str:
     return name
 
 
-def adapters(client: Client, ray_service: str) -> list[Object]:
-    """What the replicas are asked to load."""
+def asked_of_replicas(client: Client, ray_service: str) -> Object:
+    """What may change while they serve."""
     config = yaml.safe_load(client.get(RAY, "RayService", ray_service, "default")["spec"]["serveConfigV2"])
-    found: list[Object] = config["applications"][0]["deployments"][0]["user_config"]["adapters"]
+    return dict(config["applications"][0]["deployments"][0]["user_config"])
+
+
+def adapters(client: Client, ray_service: str) -> list[Object]:
+    found: list[Object] = asked_of_replicas(client, ray_service)["adapters"]
     return found
 
 
@@ -181,7 +185,7 @@ def test_the_users_manifests_from_apply_to_ready(
     assert cluster_of_service["metadata"]["ownerReferences"][0]["kind"] == "RayService"
     assert job(client, name)["status"]["jobStatus"] == "SUCCEEDED"
     [adapter] = adapters(client, name)
-    assert adapter["name"] == name
+    assert adapter["name"] == asked_of_replicas(client, name)["default_adapter"] == name
     assert adapter["source"].items() >= made.items()
     service = kubectl(cluster.kubeconfig, "get", "svc", name)
     assert "80/TCP,29500/TCP" in service
