@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -161,11 +160,10 @@ async def test_progress_then_the_model_then_nothing_to_do(
     assert "sha256:" in message
     assert contents(tmp_path / "cache" / LINK) == contents(model)
     # The next pod on this node.
-    sent, began = server.sent, time.monotonic()
+    sent = server.sent
     code, message = await Container(tmp_path, tmp_path / "cache", image).finish()
     assert (code, server.sent) == (0, sent)
     assert message.startswith("was on this node already")
-    assert time.monotonic() - began < 5  # with Python's own start
 
 
 async def test_a_killed_fetch_goes_on_where_it_was(tmp_path: Path, registry: tuple[SlowRegistry, str]) -> None:
