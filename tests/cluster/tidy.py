@@ -48,9 +48,8 @@ def tidy(client: Client) -> None:
                 _delete(client, one)
     for group in _COME_LATE:
         undefine(client, group)
-    served = {one["spec"]["names"]["kind"] for one in client.list(*_DEFINITION)}
     for api_version, kind in _KINDS:
-        for one in client.list(api_version, kind) if kind in served else ():
+        for one in _all(client, api_version, kind):
             _release(client, one)
             _delete(client, one)
     for namespace in NAMESPACES:
@@ -65,32 +64,41 @@ def tidy(client: Client) -> None:
     for one in client.list("v1", "Node"):
         if one["spec"].get("providerID", "").startswith(("test://", "azure://")):
             _delete(client, one)
-    for one in client.list("v1", "Pod"):
-        _delete(client, one, gracePeriodSeconds=0)
     client.wait(lambda: _left(client), lambda left: not left, 60)
 
 
 def undefine(client: Client, group: str) -> None:
     """Take the CustomResourceDefinitions of a group away, and wait until they are gone."""
 
-    def there() -> list[Object]:
-        return [one for one in client.list(*_DEFINITION) if one["spec"]["group"] == group]
+    def there() -> list[str]:
+        found = [one for one in client.list(*_DEFINITION) if one["spec"]["group"] == group]
+        for definition in found:
+            _delete(client, definition)
+            version, kind = definition["spec"]["versions"][0]["name"], definition["spec"]["names"]["kind"]
+            for one in _all(client, f"{group}/{version}", kind):
+                _release(client, one)
+        return [one["metadata"]["name"] for one in found]
 
-    for definition in there():
-        spec = definition["spec"]
-        for one in client.list(f"{group}/{spec['versions'][0]['name']}", spec["names"]["kind"]):
-            _release(client, one)
-        _delete(client, definition)
     client.wait(there, lambda left: not left, 30)
 
 
+def _all(client: Client, api_version: str, kind: str) -> list[Object]:
+    """The objects of a kind; none where it is not served, or no more."""
+    try:
+        return client.list(api_version, kind)
+    except Refused as refused:
+        if refused.code != 404:
+            raise
+        return []
+
+
 def _left(client: Client) -> list[str]:
+    """The namespaces and pods that are still there. No kubelet ends these pods, and simulators are gone by now."""
     namespaces = [name for name in NAMESPACES if client.find("v1", "Namespace", name) is not None]
-    # Simulators are gone by now: pods that somebody still made end here.
-    pods = client.list("v1", "Pod")
+    pods = [one for namespace in ("default", *NAMESPACES) for one in client.list("v1", "Pod", namespace)]
     for one in pods:
         _delete(client, one, gracePeriodSeconds=0)
-    return [*namespaces, *(str(pod["metadata"]["name"]) for pod in pods)]
+    return [*namespaces, *(str(one["metadata"]["name"]) for one in pods)]
 
 
 def _release(client: Client, obj: Object) -> None:
