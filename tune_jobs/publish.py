@@ -26,7 +26,8 @@ from kaito_ray.artifacts.reference import Reference
 from kaito_ray.artifacts.registry import Registry
 from kaito_ray.artifacts.staged import tree_digest
 from kaito_ray.artifacts.transport import exact_url
-from kaito_ray.errors import ArtifactUnavailable
+from kaito_ray.errors import ArtifactUnavailable, UserError
+from kaito_ray.source_rules import placeholders
 from kaito_ray.tuning_event import Event, Finished, Started, Step, Waiting
 from tune_jobs.arguments import Arguments
 from tune_jobs.data import Prepared
@@ -35,6 +36,13 @@ from tune_jobs.loss_curve import draw_loss
 
 _MAX_RANK = 512
 METRICS, CURVE, RECORD = "metrics.jsonl", "loss.png", "tuning.json"
+
+
+def check_image(arguments: Arguments) -> None:
+    """Raise UserError for an image that still has the words of an example in its name."""
+    if waiting := placeholders(arguments.output.image):
+        message = f"tuning.output.image: replace {' and '.join(waiting)} with your own"
+        raise UserError(message, reason="PlaceholdersLeft")
 
 
 def check_push(arguments: Arguments, allowed: Collection[str], say: Callable[[Event], None]) -> None:

@@ -32,7 +32,7 @@ from tune_jobs.arguments import Arguments
 from tune_jobs.data import Prepared, prepare
 from tune_jobs.following import Following, say
 from tune_jobs.home import Home, Run, fingerprint
-from tune_jobs.publish import check_push, publish
+from tune_jobs.publish import check_image, check_push, publish
 
 _MAX_FAILURES = 3
 
@@ -56,6 +56,7 @@ def tune(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> None:
     """Data, training, result."""
     import ray
 
+    check_image(arguments)
     home = Home.of(arguments)
     if arguments.model.kind == "hub":
         download(arguments.model.reference, arguments.model.revision, token=os.environ.get("HF_TOKEN"))

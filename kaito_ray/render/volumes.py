@@ -13,6 +13,7 @@ from kaito_ray import names
 from kaito_ray.plan import ServePlan, TunePlan
 from kaito_ray.render.metadata import KubeObject
 from kaito_ray.serve_config import API_KEYS_DIR
+from kaito_ray.source_rules import placeholders
 
 # Readable by the group that pods run with (fsGroup), by nobody else.
 _SECRET_MODE = 0o440
@@ -60,7 +61,8 @@ def tune_mounts(plan: TunePlan, job: str, claim: str | None) -> tuple[Mount, ...
     mounts = [Mount("arguments", {"configMap": {"name": job}}, names.TUNE_DIR)]
     if secrets := plan.input.get("imagePullSecrets"):
         mounts.append(Mount("registry", gathered(secrets), names.REGISTRY_AUTH_DIR))
-    if secret := plan.output.get("imagePushSecret"):
+    # A volume of a Secret that nobody can make would keep the pods from starting, and the job from saying so.
+    if (secret := plan.output.get("imagePushSecret")) and not placeholders(secret):
         mounts.append(Mount("push", gathered([secret]), names.PUSH_AUTH_DIR))
     if source := plan.input.get("volumeSource"):
         mounts.append(Mount("data", source, names.TUNE_DATA_DIR))

@@ -22,6 +22,10 @@ from web import serving
 pytestmark = [pytest.mark.timeout(120), pytest.mark.filterwarnings("default")]
 
 LOCAL = ("127.0.0.1",)
+UNFILLED = {
+    "image": "ACR_REPO_HERE.azurecr.io/IMAGE_NAME_HERE:0.0.1",
+    "imagePushSecret": "ACR_REGISTRY_SECRET_HERE",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -119,3 +123,13 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytes
     assert isinstance(last, Failed)
     assert last.reason == "OutputNotWritable"
     assert "tuning.output cannot be written: Not a directory, as user " in last.message
+
+
+def test_words_of_an_example_are_named_before_anything_is_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = a_tiny_tune_plan(a_training_config(), output=UNFILLED)
+    assert main(write_arguments(made, tmp_path, tmp_path / "data")) == 1
+    [failed] = parse_events(capsys.readouterr().out)
+    sentence = "tuning.output.image: replace ACR_REPO_HERE and IMAGE_NAME_HERE with your own"
+    assert failed == Failed("PlaceholdersLeft", sentence)

@@ -147,6 +147,8 @@ def test_registry_secrets_lie_as_files_and_their_values_nowhere() -> None:
     [push] = mounted(FROM_IMAGE)["/etc/kaito-ray/push"]["projected"]["sources"]
     assert push["secret"]["name"] == "registry-push"
     assert "/etc/kaito-ray/push" not in mounted(TO_VOLUME)
+    unfilled = {**FROM_IMAGE.output, "imagePushSecret": "ACR_REGISTRY_SECRET_HERE"}
+    assert "/etc/kaito-ray/push" not in mounted(replace(FROM_IMAGE, output=unfilled))
 
 
 def test_a_folder_of_the_node_can_be_written() -> None:
