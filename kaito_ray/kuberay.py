@@ -94,7 +94,6 @@ class RayServiceStatus:
             and all(application.status == "RUNNING" for application in self.active.applications)
         )
 
-
     @property
     def serves_on(self) -> bool:
         """Whether applications serve what they did before, while something new is on its way to them."""
