@@ -4,9 +4,9 @@
     python tests/bench/reconcile.py [100 300 1000] [-o json]
 
 For each number: seconds until every Workspace has a status and a RayService, and from there until all are Ready; API
-writes per Workspace until Ready, reads and writes of a resync in which nothing changed, the operator's memory and
-processor time. The test cluster takes a core of its own. It begins to play KubeRay, scheduler and kubelets only once
-the first figure is taken, because in a real cluster these do not share the API server's core.
+writes per Workspace until Ready and its timeline complete, reads and writes of a resync in which nothing changed, the
+operator's memory and processor time. The test cluster takes a core of its own. It begins to play KubeRay, scheduler
+and kubelets only once the first figure is taken, because in a real cluster these do not share the API server's core.
 (Not called operator.py: a script's folder comes first on sys.path, and that name is the standard library's.)
 """
 
@@ -92,6 +92,7 @@ def _watch(cluster: TestCluster, operator: Operator, count: int) -> Result:
         cluster.set_serving("default", f"phi-{number}", None)  # has the simulator look at what was there before it
     _until(lambda: _ready(cluster) >= count)
     ready_s = time.monotonic() - started
+    _until(lambda: _told(cluster) >= count)
     writes = _writes(cluster)
     budgets = writes.pop("poddisruptionbudgets.policy", 0)
     _until(lambda: budgets >= 0 and _writes(cluster)["poddisruptionbudgets.policy"] >= 2 * count)
@@ -138,6 +139,12 @@ def _seen(cluster: TestCluster) -> int:
 def _ready(cluster: TestCluster) -> int:
     found = _stored(cluster, "workspaces.kaito.sh")
     return sum(condition(one, "WorkspaceReady").get("status") == "True" for one in found)
+
+
+def _told(cluster: TestCluster) -> int:
+    """How many know when their model made its first token, which is the last that is written of one that is Ready."""
+    timelines = [(one.get("status") or {}).get("timeline") or () for one in _stored(cluster, "workspaces.kaito.sh")]
+    return sum(any(entry["stage"] == "FirstToken" for entry in timeline) for timeline in timelines)
 
 
 def _of_workspaces(resource: str) -> bool:
