@@ -60,16 +60,16 @@ def test_metrics_and_logs(cluster: Cluster, tmp_path: Path) -> None:
     ("settings", "words"),
     [
         (
-            {"provisioner": "magic", "max_nodes": "many"},
+            {"KAITO_RAY_PROVISIONER": "magic", "KAITO_RAY_MAX_NODES": "many"},
             ["KAITO_RAY_PROVISIONER", "'magic'", "KAITO_RAY_MAX_NODES", "'many'"],
         ),
-        ({"provisioner": "aks"}, ["KAITO_RAY_SUBSCRIPTION_ID", "KAITO_RAY_CLUSTER_NAME", "AZURE_CLIENT_ID"]),
+        ({"KAITO_RAY_PROVISIONER": "aks"}, ["KAITO_RAY_SUBSCRIPTION_ID", "KAITO_RAY_CLUSTER_NAME", "AZURE_CLIENT_ID"]),
     ],
 )
 def test_wrong_settings_are_one_sentence(
     cluster: Cluster, tmp_path: Path, settings: dict[str, str], words: list[str]
 ) -> None:
-    operator = Operator(cluster.kubeconfig, tmp_path, **settings)
+    operator = Operator(cluster.kubeconfig, tmp_path, environment=settings)
     operator.wait_until_stopped()
     assert operator.stop() == 1
     (line,) = operator.log.splitlines()
