@@ -77,7 +77,8 @@ class ServeRig:
         """The running replicas."""
         application = self.details()["applications"][names.SERVE_APPLICATION]
         replicas = application["deployments"][names.SERVE_DEPLOYMENT]["replicas"]
-        return [replica for replica in replicas if replica["state"] == "RUNNING"]
+        # One that takes over a new user_config is updating, and serves.
+        return [replica for replica in replicas if replica["state"] in {"RUNNING", "UPDATING"}]
 
     def pids(self) -> set[int]:
         """The processes of the replicas."""
