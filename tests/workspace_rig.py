@@ -41,7 +41,7 @@ def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[Cluster]:
     if not (SHARED / "crds").is_dir():
         pytest.skip("needs ../shared/crds")
     given = given_kubeconfig()
-    with TestCluster() if given is None else RealCluster(given) as cluster:
+    with TestCluster() if given is None else RealCluster(given, folder) as cluster:
         if isinstance(cluster, RealCluster) and not kuberay:
             cluster.forget_kuberay()
         cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])], renew=True)

@@ -36,14 +36,14 @@ class Kubectl(Protocol):
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
     """An empty cluster: no CustomResourceDefinitions, no nodes but a real one's."""
     given = given_kubeconfig()
     if given is None:
         with TestCluster() as simulated:
             yield simulated
         return
-    found = RealCluster(given, f"kaito-ray-test-{secrets.token_hex(4)}")
+    found = RealCluster(given, tmp_path, f"kaito-ray-test-{secrets.token_hex(4)}")
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.namespace}}
     found.client.create(namespace)
     yield found

@@ -6,7 +6,6 @@ and without nodes that run pods; there KubeRay, scheduler and kubelets are simul
 """
 
 import os
-import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn, Self
@@ -52,18 +51,18 @@ class RealCluster(Steered):
 
     is_simulated = False
 
-    def __init__(self, kubeconfig: Path, namespace: str = "default") -> None:
+    def __init__(self, kubeconfig: Path, folder: Path, namespace: str = "default") -> None:
+        """`folder` is where kubeconfigs of service accounts go."""
         super().__init__()
         self.namespace = namespace
         self.kubeconfig = kubeconfig
         self.client = Client(kubeconfig, _PATIENCE)
         self._mirror = Mirror(self.client)
         self._answers: Answers | None = None
-        self._folder: tempfile.TemporaryDirectory[str]
+        self._folder = folder
 
     def __enter__(self) -> Self:
         tidy(self.client)
-        self._folder = tempfile.TemporaryDirectory(prefix="real-cluster-")
         self._begin_loop()
         self.run(self._mirror.start())
         return self
@@ -79,7 +78,6 @@ class RealCluster(Steered):
         self.run(self._end_tasks())
         self._end_loop()
         tidy(self.client)
-        self._folder.cleanup()
 
     def inside(self, name: str) -> Inside:
         """What a simulator of that name reads and writes with."""
@@ -113,7 +111,7 @@ class RealCluster(Steered):
         (context,) = [one["context"] for one in config["contexts"] if one["name"] == config["current-context"]]
         context["namespace"] = namespace
         config["users"] = [{"name": context["user"], "user": {"token": token}}]
-        file = Path(self._folder.name) / f"kubeconfig-{namespace}-{service_account}"
+        file = self._folder / f"kubeconfig-{namespace}-{service_account}"
         file.write_text(yaml.safe_dump(config))
         file.chmod(0o600)
         return file
