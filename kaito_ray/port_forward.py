@@ -6,6 +6,7 @@ happy with one.
 """
 
 import json
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ def post(
         forwarded = portforward(core.connect_get_namespaced_pod_portforward, pod, namespace, ports=str(port))
     except Exception as error:
         # The websocket layer raises ApiException with status 0, or errors of its own library.
-        raise CannotRun(f"port {port} of pod {pod} cannot be forwarded: {error}") from None
+        raise CannotRun(f"port {port} of pod {pod} cannot be forwarded: {refusal(error)}") from None
     channel = forwarded.socket(port)
     channel.setblocking(True)
     channel.settimeout(_TIMEOUT_S)
@@ -54,3 +55,9 @@ def post(
     finally:
         connection.close()
         forwarded.close()
+
+
+def refusal(error: Exception) -> str:
+    """The API server's sentence, which the websocket layer wraps in all headers of its answer."""
+    found = re.search(r'"message":("(?:[^"\\]|\\.)*")', str(error))
+    return str(json.loads(found[1])) if found else " ".join(str(error).split())

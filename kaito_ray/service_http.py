@@ -31,7 +31,8 @@ async def get_from_service(
         ):
             return answer.status, await _body(answer)
     except (TimeoutError, aiohttp.ClientError, OSError) as error:
-        raise ClusterUnavailable(f"Service {service} does not answer at port {port}: {error!r}") from None
+        why = str(error) or type(error).__name__
+        raise ClusterUnavailable(f"Service {service} does not answer at port {port}: {why}") from None
 
 
 async def _through_api(cluster: Cluster, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:

@@ -46,9 +46,9 @@ def tuning_status(progress: Progress, job: RayJobStatus | None, before: Mapping[
         step=step.step if step else started.resumed_from if started else None,
         total_steps=step.total_steps if step else started.total_steps if started else None,
         epoch=step.epoch if step else None,
-        loss=step.loss if step else None,
-        eval_loss=step.eval_loss if step else None,
-        learning_rate=step.learning_rate if step else None,
+        loss=_short(step.loss) if step else None,
+        eval_loss=_short(step.eval_loss) if step else None,
+        learning_rate=_short(step.learning_rate) if step else None,
         tokens_per_second=step.tokens_per_second if step else None,
         eta_seconds=step.eta_seconds if step else None,
         gpu_memory_gib=step.gpu_memory_gib if step else None,
@@ -61,6 +61,11 @@ def tuning_status(progress: Progress, job: RayJobStatus | None, before: Mapping[
     document = status.model_dump(by_alias=True, exclude_none=True)
     kept = {key: known[key] for key in _KEPT if key in known and not (started and key == "resumedFrom")}
     return TuningStatus.model_validate({**kept, **document})
+
+
+def _short(value: float | None) -> float | None:
+    """Four digits, as people read it."""
+    return None if value is None else float(f"{value:.4g}")
 
 
 def output_status(progress: Progress, plan: TunePlan, job: str) -> OutputStatus:

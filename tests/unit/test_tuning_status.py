@@ -11,7 +11,9 @@ from ray_builders import a_ray_job
 
 DATA = Data(rows=15000, format="messages", tokens=3_000_000, summary=("15,000 rows",), warnings=("a.jsonl:3 repeats",))
 STARTED = Started(attempt=2, workers=4, total_steps=300, resumed_from=150)
-STEP = Step(160, 300, 1.5, "2026-11-21T03:26:26Z", loss=3.2, learning_rate=1e-4, eta_seconds=90, gpu_memory_gib=21.5)
+STEP = Step(
+    160, 300, 1.5, "2026-11-21T03:26:26Z", loss=3.2000419, learning_rate=1e-4, eta_seconds=90, gpu_memory_gib=21.5
+)
 WAITING = Waiting("ConnectionFailed", "the registry is down")
 FAILED = Failed("LossNotFinite", "the loss is nan at step 160; lower the learning rate")
 RUNNING = parse_ray_job(a_ray_job())
