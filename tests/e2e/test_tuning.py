@@ -1,29 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tuning with nothing simulated but the GPU: real Ray Train, TRL, peft and bitsandbytes on the tiny model.
 
-The first test goes the whole way of a user, from a data set on a web server to the answer of the tuned model. Its
-adapter is what the second one must come to although a worker is killed on the way.
+The first test goes the whole way of a user, from a data set on a web server to the answer of the tuned model, with a
+registry that is away when the adapter is finished. Its adapter is what the second one must come to although a worker
+and then the whole Ray cluster are killed on the way.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 from aiohttp import web
 
 from docker_registry import PASSWORD, USER, a_docker_registry, skopeo
 from kaito_ray.artifacts.tensors import read_header
+from kaito_ray.plan import ModelSource
+from kaito_ray.tiny_model import cache_folder, model_path
 from kaito_ray.tuning_event import Failed, Finished, Started, Step, progress_of
-from tune_rig import MODEL, PIRATE, a_job, a_tiny_tune_plan, a_training_config, chats, write_arguments
+from tune_rig import MODEL, PIRATE, Job, a_job, a_tiny_tune_plan, a_training_config, chats, write_arguments
 from waiting import free_port
 from web import serving
 
@@ -36,14 +42,8 @@ CONFIG = a_training_config(
 )
 LOSS = 1.0
 """What the last loss lies below; the first is above 4."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adapter:
-    """Configuration and weights of an adapter, as another tool has fetched them."""
-
-    config: dict[str, Any]
-    weights: Path
+GAUGES = r'ray_kaito_ray_tuning_loss\{.*namespace="default".*workspace="pirate".*\} \d'
+"""What Prometheus finds at one of the ports of the Ray cluster."""
 
 
 def manifest(url: str, image: str) -> str:
@@ -94,7 +94,11 @@ async def test_from_a_web_server_to_the_tuned_answer(shared: Path, tmp_path: Pat
             env={**os.environ, "KAITO_RAY_ALLOW_PRIVATE_URLS": "127.0.0.1", "XDG_CACHE_HOME": str(_cache(tmp_path))},
         )
         try:
-            said = await _until_ready(process)
+            said = await _until(process, r" train +step 5/90 ")
+            await registry.stop()
+            said += await _until(process, "the adapter is kept and pushed when the registry answers")
+            await registry.start()
+            said += await _until(process, " ready ")
             losses = [float(found[1]) for found in re.finditer(r"step \d+/90 loss (\S+)", said)]
             assert losses[0] > 4
             assert losses[-1] < LOSS
@@ -128,86 +132,98 @@ async def test_from_a_web_server_to_the_tuned_answer(shared: Path, tmp_path: Pat
         assert process.returncode == 0
 
 
-async def test_a_killed_worker_costs_only_the_steps_since_the_last_checkpoint(shared: Path, tmp_path: Path) -> None:
+async def test_losing_a_worker_and_then_the_cluster_costs_only_some_steps(shared: Path, tmp_path: Path) -> None:
     if not (shared / "data").is_dir():
         pytest.skip("the adapter to compare with comes from the test before this one")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "chats.jsonl").write_text(chats())
-    made = a_tiny_tune_plan(
-        CONFIG,
-        workers=WORKERS,
-        input={"volumeSource": {"hostPath": {"path": str(tmp_path / "data")}}},
-        output={"volumeSource": {"hostPath": {"path": str(tmp_path / "output")}}},
-    )
-    arguments = write_arguments(made, tmp_path, tmp_path / "data", checkpoint_s=0.5)
-    killed = 0
-    async with a_job(arguments) as job:
-        async for event in job.follow():
-            if isinstance(event, Step) and event.step >= 45 and not killed:
-                assert not (tmp_path / "output" / "adapter_config.json").exists()
-                worker = job.workers()[-1]
+    data, output = a_folder_of_chats(tmp_path), tmp_path / "output"
+    made = a_tiny_tune_plan(CONFIG, workers=WORKERS, input=a_volume(data), output=a_volume(output))
+    arguments = write_arguments(made, tmp_path, data, checkpoint_s=1.0)
+    killed, seen = 0, ""
+    async with a_job(arguments, RAY_metrics_report_interval_ms="500") as first:
+        async for event in first.follow():
+            attempts = sum(isinstance(one, Started) for one in first.events)
+            if isinstance(event, Step) and event.step >= 30 and not killed:
+                worker = first.workers()[-1]
                 worker.kill()
                 killed = worker.pid
-        assert await job.process.wait() == 0, job.log.read_text()
+            if isinstance(event, Step) and not re.search(GAUGES, seen):
+                seen = await _metrics(first)
+            if isinstance(event, Step) and event.step >= 60 and attempts == 2:
+                break  # and everything of it is killed: what a pod on a lost node leaves
     assert killed
-    starts = [event for event in job.events if isinstance(event, Started)]
-    assert [start.attempt for start in starts] == [1, 2]
-    assert 0 < starts[1].resumed_from <= starts[1].total_steps
-    finished = progress_of(job.events).finished
-    assert finished is not None
-    metrics = [json.loads(line) for line in (tmp_path / "output" / "metrics.jsonl").read_text().splitlines()]
+    assert re.search(GAUGES, seen)
+    assert not (output / "adapter_config.json").exists()
+    async with a_job(arguments) as second:
+        await second.end()
+        assert second.process.returncode == 0, second.log.read_text()
+    starts = [event for event in (*first.events, *second.events) if isinstance(event, Started)]
+    assert [start.attempt for start in starts] == [1, 2, 3]
+    assert 0 < starts[1].resumed_from < starts[2].resumed_from < starts[2].total_steps
+    assert progress_of(second.events).finished is not None
+    metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in metrics] == list(range(5, 91, 5))
-    assert (tmp_path / "output" / "loss.png").read_bytes()[1:4] == b"PNG"
-    assert _largest_difference(shared / "data", tmp_path / "output") < 1e-4
+    assert (output / "loss.png").read_bytes()[1:4] == b"PNG"
+    assert _largest_difference(shared / "data", output) < 1e-4
 
 
-async def test_a_loss_that_runs_away_ends_it_without_an_adapter(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "chats.jsonl").write_text(chats())
-    config = a_training_config(TrainingArguments={"learning_rate": 1e3, "max_steps": 500, "logging_steps": 1})
-    volumes = {"volumeSource": {"hostPath": {"path": str(tmp_path / "data")}}}
-    made = a_tiny_tune_plan(config, input=volumes, output=volumes)
-    arguments = write_arguments(made, tmp_path, tmp_path / "data")
+@pytest.mark.parametrize("case", ["a learning rate of 1000", "weights that are no numbers"])
+async def test_a_loss_that_is_lost_ends_it_without_an_adapter(tmp_path: Path, case: str) -> None:
+    data, output = a_folder_of_chats(tmp_path), tmp_path / "output"
+    rate = 1e3 if "rate" in case else 1e-4
+    config = a_training_config(TrainingArguments={"learning_rate": rate, "max_steps": 500, "logging_steps": 1})
+    made = a_tiny_tune_plan(config, input=a_volume(data), output=a_volume(output))
+    if "weights" in case:
+        made = replace(made, source=ModelSource("path", str(_broken_model(tmp_path / "model"))))
+    arguments = write_arguments(made, tmp_path, data)
     async with a_job(arguments) as job:
         events = await job.end()
         assert job.process.returncode == 1
     failed = events[-1]
     assert isinstance(failed, Failed)
-    assert failed.reason in {"LossDiverged", "LossNotFinite"}
+    assert failed.reason in ({"LossDiverged", "LossNotFinite"} if "rate" in case else {"LossNotFinite"})
     assert "lower the learning rate" in failed.message
     assert max(event.step for event in events if isinstance(event, Step)) < 50
     assert not any(isinstance(event, Finished) for event in events)
-    assert list((tmp_path / "output").glob("adapter*")) == []
+    assert [path.name for path in output.iterdir() if path.name != ".kaito-ray"] == []
     async with a_job(arguments) as again:  # as KubeRay would
         events = await again.end()
     assert [event for event in events if isinstance(event, Started)] == []
     assert events[-1] == failed
 
 
-async def test_a_layer_that_the_model_has_not_is_named_with_those_it_has(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "chats.jsonl").write_text(chats())
-    volumes = {"volumeSource": {"hostPath": {"path": str(tmp_path / "data")}}}
-    made = a_tiny_tune_plan(a_training_config(LoraConfig={"target_modules": ["q_proj"]}), input=volumes, output=volumes)
-    async with a_job(write_arguments(made, tmp_path, tmp_path / "data")) as job:
-        events = await job.end()
-    failed = events[-1]
-    assert isinstance(failed, Failed)
-    assert failed.message == (
-        "LoraConfig.target_modules names q_proj; the linear layers of tiny-phi-3 are down_proj, gate_up_proj, o_proj,"
-        " qkv_proj"
-    )
+def a_folder_of_chats(folder: Path) -> Path:
+    data = folder / "data"
+    data.mkdir()
+    (data / "chats.jsonl").write_text(chats())
+    return data
 
 
-async def _until_ready(process: asyncio.subprocess.Process) -> str:
-    """What the run says until it serves."""
+def a_volume(folder: Path) -> dict[str, Any]:
+    return {"volumeSource": {"hostPath": {"path": str(folder)}}}
+
+
+async def _until(process: asyncio.subprocess.Process, pattern: str) -> str:
+    """What the run says up to a line with `pattern`."""
     assert process.stderr is not None
     said = ""
     async for line in process.stderr:
         said += line.decode()
-        if " ready " in line.decode():
+        if re.search(pattern, line.decode()):
             return said
     raise AssertionError(said)
+
+
+async def _metrics(job: Job) -> str:
+    """What the metrics ports of the job's Ray say."""
+    said = ""
+    async with httpx.AsyncClient(timeout=2, trust_env=False) as client:
+        for process in psutil.Process(job.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                for socket in process.net_connections("tcp"):
+                    if socket.status == psutil.CONN_LISTEN and "ray::DashboardAgent" in process.cmdline()[0]:
+                        with contextlib.suppress(httpx.HTTPError):
+                            said += (await client.get(f"http://127.0.0.1:{socket.laddr.port}/metrics")).text
+    return said
 
 
 async def _ask(client: httpx.AsyncClient, question: str, **more: Any) -> str:
@@ -223,8 +239,6 @@ async def _ask(client: httpx.AsyncClient, question: str, **more: Any) -> str:
 
 def _cache(folder: Path) -> Path:
     """A cache of this test alone that has the built-in model already."""
-    from kaito_ray.tiny_model import cache_folder, model_path
-
     model_path()
     cache = folder / "cache"
     (cache / "kaito-ray").mkdir(parents=True)
@@ -247,3 +261,15 @@ def _largest_difference(one: Path, other: Path) -> float:
     assert read_header(one / name).keys() == read_header(other / name).keys()
     first, second = load_file(one / name), load_file(other / name)
     return max(float(abs(first[key] - second[key]).max()) for key in first)
+
+
+def _broken_model(folder: Path) -> Path:
+    """The tiny model with a weight that is not a number."""
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(model_path(), folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = np.full_like(weights["model.norm.weight"], np.nan)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
