@@ -33,19 +33,21 @@ def test_serve_takes_the_config_and_ignores_nothing_of_it(plan: object) -> None:
     assert parsed.keys() == config.keys()
 
 
-def test_every_variable_is_one_that_ray_or_vllm_reads() -> None:
+def test_every_variable_is_one_that_ray_vllm_or_the_hub_client_reads() -> None:
     env = serve_env(a_serve_plan(gpus_per_node=0)) | local_env(Path("/x"), metrics_port=1, stats_port=2, replica_port=3)
     serve, ray, vllm = (_source(name) for name in ("ray.serve", "ray", "vllm"))
     constants = (serve / "_private" / "constants.py").read_text()
     raylet = (ray / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()
     envs = (vllm / "envs.py").read_text() + (vllm / "platforms" / "cpu.py").read_text()
     usage = (ray / "_common" / "usage" / "usage_constants.py").read_text()
+    hub = (_source("huggingface_hub") / "constants.py").read_text()
     unread = {
         name
         for name in env
         if f'"{name}"' not in constants
         and f'"{name}"' not in envs
         and f'"{name}"' not in usage
+        and f'"{name}"' not in hub
         # Settings of Ray's core, compiled in without the prefix.
         and name.removeprefix("RAY_").encode() not in raylet
     }
