@@ -142,7 +142,11 @@ def seed(folder: Path, number: str) -> Path:
 @pytest.mark.usefixtures("operator")
 @pytest.mark.parametrize(
     ("number", "name", "label"),
-    [("02", "workspace-phi-3-mini", "phi-3-adapter"), ("05", "workspace-tuning-phi-3", "tuning-phi-3")],
+    [
+        ("02", "workspace-phi-3-mini", "phi-3-adapter"),
+        ("04", "workspace-phi-3-mini-adapter", "phi-3-adapter"),
+        ("05", "workspace-tuning-phi-3", "tuning-phi-3"),
+    ],
 )
 def test_the_users_manifests_from_apply_to_ready(
     cluster: Cluster, folder: Path, number: str, name: str, label: str
