@@ -153,6 +153,8 @@ def test_nodes_are_given_back_when_tuning_is_done(client: Client, arm: FakeArm) 
     client.create({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "type": kind, "data": data})
     annotations = {"kaito-ray.io/after-tuning": "release"}
     document = a_serving("tuned", "tuned", metadata={"annotations": annotations})
+    # The operator of these tests remembers that there is no quota for others.
+    document["resource"]["instanceType"] = H100
     del document["inference"]
     document["tuning"] = {
         "preset": {"name": "phi-3-mini-4k-instruct"},
