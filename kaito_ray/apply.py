@@ -92,6 +92,16 @@ class Applier:
         self._world.put_child(kind, await self._cluster.apply(kind, stamped(document, owner)))
         return True
 
+    async def keep_with(self, kind: Kind, document: KubeObject, other: KubeObject) -> None:
+        """Have an object stay until `other` is gone, too; who controls it stays as it is."""
+        metadata, uid = document["metadata"], other["metadata"]["uid"]
+        owners = metadata.get("ownerReferences") or []
+        if any(owner["uid"] == uid for owner in owners):
+            return
+        also = {"apiVersion": other["apiVersion"], "kind": other["kind"], "name": other["metadata"]["name"], "uid": uid}
+        patch = {"metadata": {"resourceVersion": metadata["resourceVersion"], "ownerReferences": [*owners, also]}}
+        self._world.put_child(kind, await self._cluster.patch(kind, metadata["namespace"], metadata["name"], patch))
+
     def _live(self, owner: KubeObject, document: KubeObject) -> KubeObject | None:
         """The object as it is; raises when it is not ours to write."""
         live = self._world.anyones(kind_of(document), key_of(document))

@@ -68,6 +68,8 @@ class Children:
         except NotFound as error:
             # Seen before the watch has noticed that the CRD is gone.
             raise NotReadyYet(f"{kind.crd} cannot be written: {error}", reason="KubeRayMissing", delay_s=5) from None
+        if isinstance(plan, TunePlan):
+            await self._keep_token(plan)
         return Applied(applied.written, applied.contested, (*notices, *applied.notices))
 
     def _main(self, plan: Plan) -> tuple[Kind, str]:
@@ -132,6 +134,17 @@ class Children:
         if self._world.child(SECRET, (plan.namespace, name)) is None:
             token = secrets.token_urlsafe(_TOKEN_BYTES)
             await self._applier.create_once(workspace, _secret(plan, name, {names.TOKEN_SECRET_KEY: _encoded(token)}))
+
+    async def _keep_token(self, plan: TunePlan) -> None:
+        """The token outlives the job.
+
+        KubeRay 1.7 stops a job through the dashboard before it lets a RayJob go. Where the Workspace goes with all it
+        owns, the token would be gone first, and the RayJob and its GPUs would stay for ever (rayjob_controller.go).
+        """
+        job = self._world.child(RAY_JOB, (plan.namespace, ray_job_name(plan)))
+        token = self._world.child(SECRET, (plan.namespace, names.token_secret_name(plan.name)))
+        if job is not None and token is not None:
+            await self._applier.keep_with(SECRET, token, job)
 
     async def _registry_secret(self, plan: ServePlan) -> KubeObject:
         """The pull secrets of all adapters under one name, so that another adapter leaves the pods as they are."""

@@ -15,6 +15,7 @@ import yaml
 
 from cluster.client import Client
 from cluster.fixture import Cluster
+from cluster.kuberay import kuberay_acts
 from cluster.real import RealCluster, given_kubeconfig
 from cluster.server import TestCluster
 from cluster.simulation import Pace
@@ -45,6 +46,17 @@ def bare_cluster(folder: Path, *, kuberay: bool = True) -> Iterator[Cluster]:
         if isinstance(cluster, RealCluster) and not kuberay:
             cluster.forget_kuberay()
         cluster.client.install([workspace_crd(folder), *(ray_crds() if kuberay else [])], renew=True)
+        yield cluster
+
+
+@contextmanager
+def kuberay_cluster(folder: Path) -> Iterator[RealCluster]:
+    """The cluster that was given, where KubeRay's own operator acts in it; nothing is simulated but nodes."""
+    given = given_kubeconfig()
+    if given is None or not kuberay_acts(given):
+        pytest.skip("needs a cluster with KubeRay's own operator, named by KAITO_RAY_TEST_KUBECONFIG")
+    with RealCluster(given, folder) as cluster:
+        cluster.client.install([workspace_crd(folder)], renew=True)
         yield cluster
 
 

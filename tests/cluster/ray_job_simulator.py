@@ -96,6 +96,8 @@ class RayJobs:
         if job is None:
             return None
         if "deletionTimestamp" in job["metadata"]:
+            if not self._can_be_stopped(job):
+                return _REQUEUE_S
             rest = [one for one in job["metadata"].get("finalizers") or () if one != FINALIZER]
             await self._inside.patch(JOBS, job, {"metadata": {"finalizers": rest or None}})
             return None
@@ -287,6 +289,12 @@ class RayJobs:
         name = (job.get("status") or {}).get("rayClusterName")
         found = self._inside.get(CLUSTERS, job["metadata"]["namespace"], name) if name else None
         return None if found is None or "deletionTimestamp" in found["metadata"] else found
+
+    def _can_be_stopped(self, job: Object) -> bool:
+        """KubeRay asks the dashboard to stop a job that is not over, and tries for ever without the token for that."""
+        name = (job["spec"].get("rayClusterSpec", {}).get("authOptions") or {}).get("secretName")
+        over = (job.get("status") or {}).get("jobStatus") in _ENDED
+        return over or not name or self._inside.get("secrets", job["metadata"]["namespace"], name) is not None
 
     async def _write(self, job: Object, changes: Mapping[str, object]) -> None:
         status = {**(job.get("status") or {}), **changes, "observedGeneration": job["metadata"]["generation"]}

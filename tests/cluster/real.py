@@ -2,7 +2,8 @@
 """A real API server with the simulators acting on it, for tests that are run there and on TestCluster alike.
 
 What only TestCluster can do skips the test. Needed are the API server and the controller manager, without scheduler
-and without nodes that run pods; there KubeRay, scheduler and kubelets are simulated.
+and without nodes that run pods; there KubeRay, scheduler and kubelets are simulated. Where KubeRay's own operator acts,
+tests that would simulate it are skipped, and those of test_operator_real_kuberay.py run.
 """
 
 import os
@@ -16,6 +17,7 @@ import yaml
 from cluster.answers import Answers
 from cluster.client import Client
 from cluster.inside import Inside
+from cluster.kuberay import kuberay_acts
 from cluster.mirror import Mirror
 from cluster.outside import Outside
 from cluster.simulation import Pace, Simulation
@@ -88,6 +90,7 @@ class RealCluster(Steered):
 
     def simulate(self, pace: Pace | None = None) -> Simulation:
         """Start scheduler, kubelets and KubeRay, and what answers for the pods."""
+        self._needs_no_kuberay()
         simulation = super().simulate(pace)
         if self._answers is None:
             self._answers = Answers(simulation.answer)
@@ -118,6 +121,7 @@ class RealCluster(Steered):
 
     def forget_kuberay(self) -> None:
         """Take KubeRay's CustomResourceDefinitions away."""
+        self._needs_no_kuberay()
         undefine(self.client, "ray.io")
 
     def route_service(self, namespace: str, name: str, url: str) -> None:
@@ -133,6 +137,10 @@ class RealCluster(Steered):
                 self.client.replace(found)
                 return
         _simulated_only("it routes a Service")
+
+    def _needs_no_kuberay(self) -> None:
+        if kuberay_acts(self.kubeconfig):
+            pytest.skip("needs a cluster without KubeRay's own operator: it says how Ray fares")
 
     def __getattr__(self, name: str) -> Any:
         """Skip the test when it reaches for what TestCluster has and no real cluster can have."""

@@ -200,6 +200,18 @@ def test_the_users_manifests_from_apply_to_ready(
 
 
 @pytest.mark.usefixtures("operator")
+def test_a_running_job_goes_with_its_workspace(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(a_tuning(cluster, "dropped"))
+    wait_for(client, "dropped", "JobStarted")
+    client.delete(get(client, "dropped"))
+    client.wait(lambda: jobs(client, "dropped"), empty)
+    client.wait(lambda: client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=dropped"), empty)
+    wait_until_gone(client, "v1", "Secret", "dropped-ray-token")
+
+
+@pytest.mark.usefixtures("operator")
 def test_nodes_are_given_back_instead_of_serving(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", finished())
