@@ -82,6 +82,8 @@ def test_a_users_manifest_from_apply_to_ready(cluster: Cluster, client: Client, 
 
 
 def test_it_takes_few_writes_and_then_none(cluster: Cluster, client: Client) -> None:
+    # What other tests made comes to rest first.
+    client.wait(lambda: quiet_writes(cluster), lambda writes: writes == [])
     cluster.requests.clear()
     name = serving(cluster, client, "few-writes")["metadata"]["name"]
     # Disruption budgets come once it is Ready.
