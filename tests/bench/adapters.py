@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from adapter_files import adapter_for  # noqa: E402
 from bench.client import run_round  # noqa: E402
 from docker_registry import DockerRegistry  # noqa: E402
+from kaito_ray.artifacts.blob import Blob  # noqa: E402
 from kaito_ray.artifacts.limits import ADAPTER  # noqa: E402
 from kaito_ray.artifacts.push import pack_adapter, push_image  # noqa: E402
 from kaito_ray.artifacts.reference import Reference  # noqa: E402
@@ -98,8 +99,6 @@ async def push(folder: Path, image: str, work: Path, padding: int) -> None:
     config, layer = await asyncio.to_thread(pack_adapter, folder, work)
     layers = [layer]
     if padding:
-        from kaito_ray.artifacts.push import Blob
-
         path = work / "padding.tar.gz"
         await asyncio.to_thread(_write_padding, path, padding)
         extra = Blob.of_bytes(path.read_bytes(), layer.media_type)

@@ -135,7 +135,7 @@ def configure(client: Client, webhook: Webhook, kind: str = "Validating", **hook
 
 def configuration(webhook: Webhook, kind: str = "Validating", **hook: Any) -> dict[str, Any]:
     """A configuration with one webhook for widgets."""
-    whole = {
+    whole: dict[str, Any] = {
         "name": "widgets.test.kaito-ray.io",
         "clientConfig": {"url": f"{webhook.url}/check", "caBundle": base64.b64encode(webhook.certificate).decode()},
         "rules": [
