@@ -87,6 +87,9 @@ class Adapters:
         self._loaded: dict[str, _Loaded] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._turn = asyncio.Semaphore(_TOGETHER)
+        # The engine stands still while it loads, and loads all that it was asked for before the next step: so one at a
+        # time, with the step of its sample between it and the next.
+        self._engine_turn = asyncio.Lock()
         self._base: asyncio.Task[Base] | None = None
         self._plain: asyncio.Task[Probabilities] | None = None
         if self._engine.vllm_config.lora_config is not None:
@@ -208,8 +211,9 @@ class Adapters:
             base_model_name=self._models.base_model_paths[0].name,
         )
         try:
-            await self._engine.add_lora(request)
-            silent = adapter.strength > 0 and await self._changes_nothing(request)
+            async with self._engine_turn:
+                await self._engine.add_lora(request)
+                silent = adapter.strength > 0 and await self._changes_nothing(request)
         except BaseException:
             self._retire(_Loaded(request, prepared), release=False)
             raise

@@ -48,11 +48,15 @@ class Engine:
         self.model_config = SimpleNamespace(model=str(base), revision=None, get_vocab_size=lambda: 100)
         self.output_processor = SimpleNamespace(request_states={})
         self.loaded: dict[int, Any] = {}
+        self.steps: list[str] = []
+        """Loads, and steps in which tokens were made, as they came."""
         self.deaf = False
         """Whether adapters change nothing."""
 
     async def add_lora(self, request: Any) -> bool:
         assert names(request.lora_path) == {"adapter_config.json", "adapter_model.safetensors"}
+        self.steps.append("load")
+        await asyncio.sleep(0)
         self.loaded[request.lora_int_id] = request
         return True
 
@@ -61,6 +65,8 @@ class Engine:
 
     async def generate(self, *_: Any, lora_request: Any) -> AsyncIterator[Any]:
         value = -1.0 if lora_request is None or self.deaf else -2.0
+        await asyncio.sleep(0)
+        self.steps.append("tokens")
         yield SimpleNamespace(outputs=[SimpleNamespace(logprobs=[{7: SimpleNamespace(logprob=value)}])])
 
 
@@ -314,6 +320,15 @@ async def test_the_newest_wish_does_not_wait_for_the_one_before(rig: Rig) -> Non
         await slow
         forever.set()
     assert rig.states().keys() == {"a", "b"}
+
+
+async def test_requests_get_their_tokens_between_two_loads(rig: Rig) -> None:
+    folders = [an_adapter(rig.folder / str(index), tensors=adapter_tensors(seed=index)) for index in range(6)]
+    states = await rig.apply(*((f"n{index}", folder) for index, folder in enumerate(folders)))
+    assert {state["state"] for state in states.values()} == {"Ready"}
+    loads = [step for step in rig.engine.steps if step == "load"]
+    assert len(loads) == 6
+    assert ("load", "load") not in itertools.pairwise(rig.engine.steps)
 
 
 async def test_a_hundred_adapters_come_and_go(rig: Rig) -> None:
