@@ -51,9 +51,10 @@ class ServeRig:
             lambda at, ports: serve_env(self.plan) | local_env(at, **ports), cpus=max(2, replicas), gpus=0
         )
 
-    def deploy(self, adapters: Sequence[AdapterPlan] = ()) -> None:
-        """Send the Serve config; returns at once."""
-        config = serve_config(replace(self.plan, adapters=tuple(adapters)), port=self.port)
+    def deploy(self, adapters: Sequence[AdapterPlan] = (), *, replicas: int = 0) -> None:
+        """Send the Serve config, with another number of replicas where one is given; returns at once."""
+        plan = replace(self.plan, adapters=tuple(adapters), replicas=replicas or self.plan.replicas)
+        config = serve_config(plan, port=self.port)
         config["http_options"]["host"] = "127.0.0.1"
         self.ray.deploy(config)
 
@@ -74,11 +75,14 @@ class ServeRig:
         return found
 
     def replicas(self) -> list[dict[str, Any]]:
-        """The running replicas."""
+        """The replicas that serve; one that takes over a new user_config is updating, and serves."""
+        return [replica for replica in self.all_replicas() if replica["state"] in {"RUNNING", "UPDATING"}]
+
+    def all_replicas(self) -> list[dict[str, Any]]:
+        """Those that start and stop, too."""
         application = self.details()["applications"][names.SERVE_APPLICATION]
-        replicas = application["deployments"][names.SERVE_DEPLOYMENT]["replicas"]
-        # One that takes over a new user_config is updating, and serves.
-        return [replica for replica in replicas if replica["state"] in {"RUNNING", "UPDATING"}]
+        found: list[dict[str, Any]] = application["deployments"][names.SERVE_DEPLOYMENT]["replicas"]
+        return found
 
     def pids(self) -> set[int]:
         """The processes of the replicas."""

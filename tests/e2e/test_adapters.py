@@ -223,6 +223,50 @@ def test_a_replica_that_is_replaced_answers_with_its_adapters_from_the_start(rig
     deploy(rig)
 
 
+def test_replicas_come_and_go_under_traffic_and_none_answers_without_its_adapters(
+    rig: ServeRig, tmp_path: Path
+) -> None:
+    adapters = [on_volume("a", adapter_for(model_path(), tmp_path / "one", seed=10))]
+    deploy(rig, *adapters)
+    [answer] = texts(rig, "a")
+    stop, wrong = threading.Event(), []
+
+    def traffic(model: str) -> None:
+        while not stop.is_set():
+            said = rig.chat(model)
+            if said.status_code != 200 or (model == "a" and said.json()["choices"][0]["text"] != answer):
+                wrong.append(said.text)
+
+    def are_running(number: int) -> Callable[[], bool]:
+        return lambda: len(rig.replicas()) == len(rig.all_replicas()) == number
+
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(traffic, model) for model in (BASE, "a") * 2]
+        try:
+            rig.deploy(adapters, replicas=3)
+            until(are_running(3), WAIT_S, lambda: str(rig.replicas()))
+            assert [states["a"]["state"] for states in rig.states()] == ["Ready"] * 3
+            # A change meets all of them, the newest too.
+            adapters.append(on_volume("b", adapter_for(model_path(), tmp_path / "two", seed=11)))
+            rig.deploy(adapters, replicas=3)
+            until(
+                lambda: (
+                    [{name: one["state"] for name, one in states.items()} for states in rig.states()]
+                    == [{"a": "Ready", "b": "Ready"}] * 3
+                ),
+                WAIT_S,
+                lambda: str(rig.states()),
+            )
+            rig.deploy(adapters, replicas=2)
+            until(are_running(2), WAIT_S, lambda: str(rig.replicas()))
+        finally:
+            stop.set()
+        for one in asked:
+            one.result()
+    assert not wrong
+    deploy(rig)
+
+
 async def push(folder: Path, image: str, work: Path) -> str:
     config, layer = pack_adapter(folder, work)
     async with Registry(Reference.parse(image), ADAPTER) as client:
