@@ -217,7 +217,9 @@ _KNOWN: dict[int, list[str]] = {}
 
 def _urls(rig: ServeRig) -> list[str]:
     """The replicas' own addresses, looked up once."""
-    return _KNOWN.setdefault(rig.port, rig.replica_urls())
+    if rig.port not in _KNOWN:
+        _KNOWN[rig.port] = rig.replica_urls()
+    return _KNOWN[rig.port]
 
 
 async def rate(url: str, models: Sequence[str], seconds: float) -> float:
