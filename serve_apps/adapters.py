@@ -34,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 _RETIRE_POLL_S = 0.5
 _RETRY_MAX_S = 300.0
-# A new replica takes no traffic while it waits; a running one reports itself as updating.
-_FIRST_WAIT_S = 120.0
-_WAIT_S = 20.0
 _TOGETHER = 4
 
 
@@ -96,7 +93,6 @@ class Adapters:
             # Before the first adapter comes: reading headers takes a moment, and so does an engine's first answer.
             self._base = asyncio.create_task(asyncio.to_thread(_read_base, self._engine.model_config, models, names))
             self._plain = asyncio.create_task(sample(self._engine))
-        self._wait_s = _FIRST_WAIT_S
         self._follow_s: float | None = None
         _show_clients_names(models)
 
@@ -104,8 +100,8 @@ class Adapters:
         """Every adapter that is asked for, by name."""
         return [asdict(self._states[name]) for name in sorted(self._states)]
 
-    async def apply(self, wanted: Sequence[Adapter], follow_s: float | None = None) -> None:
-        """Ask for these adapters; returns when each was tried once, or after a while that no source may exceed.
+    def apply(self, wanted: Sequence[Adapter], follow_s: float | None = None) -> None:
+        """Ask for these adapters; returns at once.
 
         With `follow_s` the tags of images are looked up again every so many seconds.
         """
@@ -121,12 +117,14 @@ class Adapters:
             elif before.get(name) != adapter or known is None or known.state == "Failed" or followed != follow_s:
                 self._cancel(name)
                 self._start(adapter)
+
+    async def wait_until_tried(self, timeout_s: float) -> None:
+        """Return when each adapter that is asked for was tried once, or after a while that no source may exceed."""
         waits = [asyncio.create_task(event.wait()) for event in self._tried.values()]
         if waits:
-            _, late = await asyncio.wait(waits, timeout=self._wait_s)
+            _, late = await asyncio.wait(waits, timeout=timeout_s)
             for task in late:
                 task.cancel()
-        self._wait_s = _WAIT_S
 
     def _start(self, adapter: Adapter) -> None:
         fresh = AdapterState(adapter.name, adapter.source, strength=adapter.strength)

@@ -29,6 +29,7 @@ from serve_apps.probe import sample
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+_FIRST_WAIT_S = 120.0
 Report = dict[str, Any]
 """One replica: `{"replica": its id, "adapters": [...], "engine_started_at": ..., "first_token_at": ...}`."""
 
@@ -38,6 +39,7 @@ class Replica:
 
     def __init__(self, arguments: Arguments) -> None:
         self._arguments = arguments
+        self._configured = False
 
     async def __serve_build_asgi_app__(self) -> AllowList:
         """Start the engine; called once, before the first `reconfigure`."""
@@ -59,13 +61,20 @@ class Replica:
         return AllowList(app, queue=self._queue, keys=_keys(self._arguments))
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Apply what may change while serving; Serve lets no traffic to a new replica before this is done."""
+        """Apply what may change while serving.
+
+        Serve lets no traffic to a replica before this is done: to a new one only when its adapters were tried, and not
+        to a running one either (Ray 2.60 routes to replicas in state RUNNING), which therefore does not wait.
+        """
         config = UserConfig.model_validate(user_config)
         if config.max_queued_requests is not None:
             self._queue.waiting_max = config.max_queued_requests
         engine.limit_queue(self._engine, self._queue.waiting_max)
         self._state.default_adapter = config.default_adapter
-        await self._adapters.apply(config.adapters, config.follow_tags_s)
+        self._adapters.apply(config.adapters, config.follow_tags_s)
+        if not self._configured:
+            await self._adapters.wait_until_tried(_FIRST_WAIT_S)
+            self._configured = True
 
     async def adapter_report(self) -> Report:
         """What is loaded here, and since when this replica works."""

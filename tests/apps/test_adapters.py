@@ -105,7 +105,8 @@ class Rig:
         for name, source, *strength in wanted:
             where = {"path": str(source)} if isinstance(source, Path) else source
             asked.append(Adapter(name=name, source=where, strength=strength[0] if strength else 1.0))
-        await self.adapters.apply(asked)
+        self.adapters.apply(asked)
+        await self.adapters.wait_until_tried(20)
         return self.states()
 
     def states(self) -> dict[str, dict[str, Any]]:
@@ -253,7 +254,8 @@ async def test_an_adapter_without_effect_is_flagged(rig: Rig) -> None:
     rig.engine.deaf = True
     state = (await rig.apply(("a", an_adapter(rig.folder / "one"))))["a"]
     assert (state["state"], state["reason"]) == ("Ready", Reason.CHANGES_NOTHING)
-    await rig.adapters.apply([Adapter(name="a", source=state["source"])], follow_s=300)  # tried again, and as useless
+    rig.adapters.apply([Adapter(name="a", source=state["source"])], follow_s=300)  # tried again, and as useless
+    await rig.adapters.wait_until_tried(20)
     assert rig.states()["a"] == state
     assert "same probabilities with and without" in state["error"]
 
@@ -285,12 +287,15 @@ async def test_a_tag_is_followed_where_that_is_asked_for(rig: Rig) -> None:
     first = publish(8)
     async with serving(registry.handle) as url:
         adapter = Adapter(name="a", source={"image": f"{url.removeprefix('http://')}/team/adapter:1.0"})
-        await rig.adapters.apply([adapter])
+        rig.adapters.apply([adapter])
+        await rig.adapters.wait_until_tried(20)
         assert rig.states()["a"]["digest"] == first
         second = publish(16)
-        await rig.adapters.apply([adapter])
+        rig.adapters.apply([adapter])
+        await rig.adapters.wait_until_tried(20)
         assert rig.states()["a"]["digest"] == first  # what a tag meant stays
-        await rig.adapters.apply([adapter], follow_s=0.05)
+        rig.adapters.apply([adapter], follow_s=0.05)
+        await rig.adapters.wait_until_tried(20)
         assert (rig.states()["a"]["digest"], rig.states()["a"]["rank"]) == (second, 16)
         third = publish(32)
         await rig.until(lambda: rig.states()["a"]["digest"] == third)
@@ -301,7 +306,7 @@ async def test_a_tag_is_followed_where_that_is_asked_for(rig: Rig) -> None:
         publish(128)
         await rig.until(lambda: rig.states()["a"]["reason"] == Reason.RANK_TOO_HIGH)
         assert rig.states()["a"]["digest"] == third
-        await rig.adapters.apply([])
+        rig.adapters.apply([])
 
 
 async def test_the_newest_wish_does_not_wait_for_the_one_before(rig: Rig) -> None:

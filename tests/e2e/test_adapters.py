@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from aiohttp import web
 from safetensors.numpy import load_file, save_file
 
 from adapter_files import adapter_for
@@ -31,6 +32,7 @@ from kaito_ray.tiny_model import model_path
 from operator_rig import running_operator
 from serve_rig import BASE, ServeRig, a_serve_rig
 from waiting import until
+from web import serving
 from workspace_rig import a_serving, condition, get, simulated_cluster, wait_for, wait_until_ready
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900), pytest.mark.filterwarnings("default")]
@@ -200,6 +202,35 @@ def test_bad_ones_of_every_kind_while_the_base_answers(rig: ServeRig, tmp_path: 
             stop.set()
     assert not failures
     assert rig.pids() == pids
+    deploy(rig)
+
+
+def test_a_slow_source_keeps_no_replica_from_its_work(rig: ServeRig) -> None:
+    async def scenario() -> None:
+        asked, over = asyncio.Event(), asyncio.Event()
+
+        async def handler(_: web.Request) -> web.StreamResponse:
+            asked.set()
+            await over.wait()
+            return web.Response(status=404)
+
+        async with serving(handler) as url:
+            rig.deploy([AdapterPlan("slow", {"urls": [f"{url}/adapter.tar"]})])
+            await asyncio.wait_for(asked.wait(), WAIT_S)
+            try:
+                # Serve sends requests to running replicas only.
+                await asyncio.to_thread(all_run_while_it_loads)
+            finally:
+                over.set()
+
+    def all_run_while_it_loads() -> None:
+        def loading() -> bool:
+            states = [states.get("slow", {}).get("state") for states in rig.states()]
+            return states == ["Loading"] * 2 and {one["state"] for one in rig.all_replicas()} == {"RUNNING"}
+
+        until(loading, 10, lambda: f"{rig.states()} {rig.all_replicas()}")
+
+    asyncio.run(scenario())
     deploy(rig)
 
 
