@@ -36,6 +36,10 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         **({"HF_HUB_OFFLINE": "1"} if _is_whole(plan) else {}),
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        # Serve takes a replica out of rotation while it takes up another user_config, for some tenths of a second each:
+        # HAProxy waits until all have, and finds the same replicas as before. At Serve's 0.1 s it is reloaded again and
+        # again, with half of two replicas' capacity meanwhile.
+        "RAY_SERVE_HAPROXY_BROADCAST_COALESCE_S": "1",
         # A replica whose engine died has nothing to drain, and holds the GPU that its successor needs.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         # Replicas count requests themselves, which costs less than parsing a line that HAProxy logs for each.
@@ -99,7 +103,8 @@ def local_env(folder: Path, *, metrics_port: int, stats_port: int, replica_port:
     proxy = folder / "haproxy"
     env = {
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 99),
-        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",  # no load balancer needs time to forget a replica
+        # Only HAProxy needs time to forget a replica, not a load balancer before it.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
