@@ -17,7 +17,7 @@ from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.dataset import Report, read_dataset
 from kaito_ray.artifacts.dataset_format import Wish
 from kaito_ray.artifacts.dataset_tokens import RoughCounter, TokenCounter
-from kaito_ray.artifacts.limits import DATA
+from kaito_ray.artifacts.limits import DATA, Limits
 from kaito_ray.artifacts.source import Source, Stager
 from kaito_ray.errors import ArtifactRefused
 from kaito_ray.tuning_event import Data as DataEvent
@@ -46,12 +46,18 @@ class Prepared:
 
 
 def prepare(
-    arguments: Arguments, home: Home, tokenizer: Any | None, allowed: Collection[str], *, spare_share: float = 0.0
+    arguments: Arguments,
+    home: Home,
+    tokenizer: Any | None,
+    allowed: Collection[str],
+    *,
+    limits: Limits = DATA,
+    spare_share: float = 0.0,
 ) -> Prepared:
     """Fetch and judge, or take what an earlier attempt has judged; lengths are guessed without a tokenizer.
 
-    `spare_share` of the disk is left free by what is fetched. Raises ArtifactRefused with every problem of the data,
-    and what artifacts.source raises when it cannot be fetched.
+    `limits` are those of fetching, which leaves `spare_share` of the disk free. Raises ArtifactRefused with every
+    problem of the data, and what artifacts.source raises when it cannot be fetched.
     """
     note, rows = home.data / "report.json", home.data / "rows.parquet"
     source = Source.parse(arguments.data.source)
@@ -59,7 +65,7 @@ def prepare(
         known = json.loads(note.read_text())
         lists = {key: tuple(known[key]) for key in ("summary", "warnings", "samples")}
         return Prepared(rows, **known | lists)
-    report = asyncio.run(_read(arguments, source, rows, tokenizer, allowed, spare_share))
+    report = asyncio.run(_read(arguments, source, rows, tokenizer, allowed, limits, spare_share))
     if report.errors:
         shown = [str(finding) for finding in report.errors[:_SHOWN]]
         raise ArtifactRefused("; ".join(shown), reason="InvalidData")
@@ -86,6 +92,7 @@ async def _read(
     target: Path,
     tokenizer: Any | None,
     allowed: Collection[str],
+    limits: Limits,
     spare_share: float,
 ) -> Report:
     data = arguments.data
@@ -97,7 +104,7 @@ async def _read(
                 folder,
                 Path(work),
                 wish=wish,
-                limits=DATA,
+                limits=limits,
                 counter=TokenCounter(tokenizer) if tokenizer is not None else RoughCounter(),
                 max_length=arguments.training.get("max_length") or 2**31,
                 splits=bool(arguments.training.get("packing"))
@@ -111,7 +118,7 @@ async def _read(
         return await asyncio.to_thread(read, Path(source.path))
     stager = Stager(
         Cache(arguments.folders.cache / "artifacts", spare_share=spare_share),
-        DATA,
+        limits,
         allowed=allowed,
         auth_dir=arguments.folders.pull_auth,
         folder="data",

@@ -12,10 +12,12 @@ line, cut to what a kubelet keeps. Without such a line nothing is known of the d
 
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from kaito_ray.artifacts.limits import DATA
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import ArtifactUnavailable, KaitoRayError
 from kaito_ray.local_download import download
@@ -29,6 +31,8 @@ from tune_jobs.publish import check_image
 from tune_jobs.qlora import load_tokenizer
 
 _MESSAGE_BYTES = 4096  # kubelet, MaxContainerTerminationMessageLength
+# Ends before the kubelet ends the pod (render/lint.py).
+_LIMITS = replace(DATA, seconds=540)
 # Of the disk, for others: this node is not the job's.
 _SPARE_SHARE = 0.2
 
@@ -42,14 +46,22 @@ def main(file: Path, message: Path = Path("/dev/termination-log")) -> int:
 
 
 def judge(arguments: Arguments, allow_private_urls: tuple[str, ...]) -> Data | Failed | Waiting:
-    """The verdict; raises KaitoRayError when it is this machine that cannot tell."""
+    """The verdict; raises KaitoRayError when the data is too large for this place, which says nothing against it."""
+    began = time.monotonic()
     try:
         check_image(arguments)
-        home = Home.of(arguments)
         tokenizer = find_tokenizer(arguments)
-        return prepare(arguments, home, tokenizer, allow_private_urls, spare_share=_SPARE_SHARE).event()
+        data = prepare(
+            arguments,
+            Home.of(arguments),
+            tokenizer,
+            allow_private_urls,
+            limits=_LIMITS,
+            spare_share=_SPARE_SHARE,
+        )
+        return data.event()
     except KaitoRayError as error:
-        if error.reason == Reason.DISK_TOO_SMALL:
+        if error.reason == Reason.DISK_TOO_SMALL or time.monotonic() - began >= _LIMITS.seconds:
             raise
         kind = Waiting if isinstance(error, ArtifactUnavailable) else Failed
         return kind(error.reason, str(error))
