@@ -148,7 +148,9 @@ class _Attempt:
         metadata, status = document["metadata"], document.get("status") or {}
         pod = parse_pod(document)
         containers = status.get("containerStatuses") or ()
-        end = next((one["state"]["terminated"] for one in containers if "terminated" in one.get("state", {})), {})
+        end: Mapping[str, Any] = next(
+            (one["state"]["terminated"] for one in containers if "terminated" in one.get("state", {})), {}
+        )
         said = str(end.get("message") or "")
         made = parse_timestamp(metadata["creationTimestamp"])
         over = pod.phase in {"Succeeded", "Failed"}
