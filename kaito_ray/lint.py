@@ -96,10 +96,6 @@ class Lint:
             return (Notice("Warning", "DataNotJudged", self.message),)
         return ()
 
-    def given_up(self, error: KaitoRayError) -> "Lint":
-        """The same when its pod may not be made."""
-        return replace(_unjudged(f"no pod can be made that judges it: {error}"), keep=self.keep)
-
 
 def is_due(workspace: Mapping[str, Any], job: str, *, released: bool) -> bool:
     """Whether nodes are still to be asked for, so that the data is judged first.
@@ -127,6 +123,11 @@ def derive_lint(world: World, plan: TunePlan, job: str, missing: tuple[str, ...]
     return _judgement([one for one in attempts if not one.deleting], plan, missing, last + 1, now)
 
 
+def give_up(error: KaitoRayError) -> Lint:
+    """What is left when the pod may not be made."""
+    return _unjudged(f"no pod can be made that judges it: {error}")
+
+
 @dataclass(frozen=True, slots=True)
 class _Attempt:
     """One pod that judges, or has judged."""
@@ -147,10 +148,9 @@ class _Attempt:
     def of(cls, document: KubeObject) -> "_Attempt":
         metadata, status = document["metadata"], document.get("status") or {}
         pod = parse_pod(document)
-        containers = status.get("containerStatuses") or ()
-        end: Mapping[str, Any] = next(
-            (one["state"]["terminated"] for one in containers if "terminated" in one.get("state", {})), {}
-        )
+        # A cluster may have put containers of its own beside ours.
+        ours = next((one for one in status.get("containerStatuses") or () if one["name"] == names.PART_LINT), {})
+        end: Mapping[str, Any] = (ours.get("state") or {}).get("terminated") or {}
         said = str(end.get("message") or "")
         made = parse_timestamp(metadata["creationTimestamp"])
         over = pod.phase in {"Succeeded", "Failed"}
@@ -190,7 +190,7 @@ def _judgement(attempts: list[_Attempt], plan: TunePlan, missing: tuple[str, ...
             return Lint(Stage.JUDGING, "ReferenceMissing", "; ".join(missing))
         return Lint(Stage.JUDGING, JUDGING, "the data is judged before nodes are asked for", make=number)
     if isinstance(newest.verdict, Data):
-        return _judged(newest.verdict, plan, newest.name)
+        return _judged(newest.verdict, plan)
     known = next((one for one in reversed(attempts) if isinstance(one.verdict, Failed | Waiting)), None)
     if known is None:
         if stuck := newest.stuck(now):
@@ -212,9 +212,9 @@ def _refused(attempt: _Attempt, keep: tuple[str, ...]) -> Lint:
     return Lint(stage, verdict.reason, verdict.message, keep=keep)
 
 
-def _judged(data: Data, plan: TunePlan, pod: str) -> Lint:
+def _judged(data: Data, plan: TunePlan) -> Lint:
     message = "; ".join((*data.summary, outlook(plan, data.rows, data.tokens), *data.warnings))
-    return Lint(Stage.JUDGED, JUDGING, message, rows=data.rows, keep=(pod,), again_s=0.0)
+    return Lint(Stage.JUDGED, JUDGING, message, rows=data.rows, again_s=0.0)
 
 
 def _unjudged(why: str) -> Lint:

@@ -22,7 +22,7 @@ from kaito_ray.kuberay import (
     parse_ray_job,
     parse_ray_service,
 )
-from kaito_ray.lint import Lint
+from kaito_ray.lint import Lint, give_up
 from kaito_ray.nodes.provisioner import NodesObserved
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod
@@ -83,7 +83,7 @@ def observe(
     ray_job = world.child(RAY_JOB, (namespace, job)) if job else None
     lint = step.lint if step is not None else None
     if lint is not None and isinstance(refusal, ObjectRefused):
-        lint, refusal = lint.given_up(refusal), None
+        lint, refusal = give_up(refusal), None
     return Observed(
         nodes=nodes,
         job=job,

@@ -12,7 +12,7 @@ from kaito_ray import names
 from kaito_ray.cluster import Cluster
 from kaito_ray.errors import ObjectRefused
 from kaito_ray.kinds import CLAIM, POD
-from kaito_ray.lint import Lint, Stage, derive_lint, is_due
+from kaito_ray.lint import Lint, Stage, derive_lint, give_up, is_due
 from kaito_ray.plan import ModelSource, ModelVolume, TunePlan
 from kaito_ray.render.lint import lint_objects
 from kaito_ray.settings import Settings
@@ -85,6 +85,13 @@ def test_a_pod_that_runs_is_waited_for() -> None:
     assert (lint.stage, lint.make, lint.keep) == (Stage.JUDGING, 0, (f"{JOB}-lint-1",))
     assert lint.again_s == pytest.approx(25)
     assert judged(a_pod(age_s=100)).again_s == pytest.approx(560)
+
+
+def test_a_container_that_a_cluster_puts_beside_it_hides_nothing() -> None:
+    pod = ended(1, DATA)
+    pod["status"]["phase"] = "Running"
+    pod["status"]["containerStatuses"].insert(0, {"name": "istio-proxy", "state": {"running": {}}})
+    assert judged(pod).stage == Stage.JUDGED
 
 
 def test_good_data_is_described_with_steps_time_and_price() -> None:
@@ -162,7 +169,7 @@ def test_what_may_still_come_is_waited_for(pod: Object) -> None:
 
 
 def test_a_pod_that_is_not_allowed_is_not_made_again() -> None:
-    lint = judged().given_up(ObjectRefused("pods is forbidden: exceeded quota"))
+    lint = give_up(ObjectRefused("pods is forbidden: exceeded quota"))
     assert (lint.stage, lint.over) == (Stage.UNJUDGED, True)
     assert "exceeded quota" in lint.message
 
