@@ -149,7 +149,9 @@ class _Attempt:
         metadata, status = document["metadata"], document.get("status") or {}
         pod = parse_pod(document)
         # A cluster may have put containers of its own beside ours.
-        ours = next((one for one in status.get("containerStatuses") or () if one["name"] == names.PART_LINT), {})
+        ours: Mapping[str, Any] = next(
+            (one for one in status.get("containerStatuses") or () if one["name"] == names.PART_LINT), {}
+        )
         end: Mapping[str, Any] = (ours.get("state") or {}).get("terminated") or {}
         said = str(end.get("message") or "")
         made = parse_timestamp(metadata["creationTimestamp"])
