@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Workspace whose tuning is done in; what it does from then on out: serve what it tuned, or give its nodes back.
+"""A Workspace that tunes in; what comes before its nodes, and once it is done: serve what it tuned, or give them back.
 
 Called by reconcile.py. That it is done stands in `status.output`, under the name of the RayJob, which stands for what
 was asked: a changed wish is another job, and tuning begins anew.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject
@@ -13,11 +14,13 @@ from kaito_ray.errors import KaitoRayError, NotReadyYet
 from kaito_ray.informer import Key, key_of
 from kaito_ray.kinds import RAY_CLUSTER, RAY_JOB
 from kaito_ray.kuberay import parse_ray_cluster, parse_ray_job
+from kaito_ray.lint import Lint, derive_lint, is_due
 from kaito_ray.nodes.provisioner import NodeProvisioner, NodesObserved
 from kaito_ray.plan import Plan, TunePlan
 from kaito_ray.plan_served import releases_nodes
 from kaito_ray.preset import Preset
 from kaito_ray.render.rayjob import ray_job_name
+from kaito_ray.settings import Provisioner
 from kaito_ray.sku import Sku
 from kaito_ray.tuning_status import tuned_before
 from kaito_ray.wish import Planner
@@ -34,13 +37,15 @@ class Next:
     """What is to be done now.
 
     `job` is the RayJob of what the Workspace asks for, empty when it does not tune; `tuned` says that it has done its
-    work. `rests` is why nothing is done from then on; empty when something is.
+    work. `rests` is why nothing is done from then on; empty when something is. `lint` is the judging of its data, as
+    long as that comes first.
     """
 
     plan: Plan
     job: str = ""
     tuned: bool = False
     rests: str = ""
+    lint: Lint | None = None
 
 
 def next_step(
@@ -51,17 +56,25 @@ def next_step(
     plan: Plan,
     on: str | Sku,
     facts: Preset | None,
+    missing: tuple[str, ...],
+    now: datetime,
 ) -> Next:
     """The plan as it is, until tuning by it is done; then one that serves, with the image pinned that was pushed.
 
-    `on` and `facts` are what the plan was made with.
+    `on` and `facts` are what the plan was made with, `missing` are sentences about what the Workspace names in vain.
     """
     if not isinstance(plan, TunePlan):
         return Next(plan)
     job = ray_job_name(plan)
     if not tuned_before(document, job):
         given_up = releases_nodes(workspace) and _failed_for_good(world, (plan.namespace, job))
-        return Next(plan, job, rests=f"tuning failed, and {_RELEASE} asks for no more" if given_up else "")
+        if given_up:
+            return Next(plan, job, rests=f"tuning failed, and {_RELEASE} asks for no more")
+        buys = planner.settings.provisioner is not Provisioner.BYO
+        first = buys and world.child(RAY_JOB, (plan.namespace, job)) is None
+        if first and is_due(document, job, released=_reason(document) == RELEASED):
+            return Next(plan, job, lint=derive_lint(world, plan, job, missing, now))
+        return Next(plan, job)
     if releases_nodes(workspace):
         return Next(plan, job, tuned=True, rests=f"it is tuned, and {_RELEASE} asks for no more")
     digest = ((document.get("status") or {}).get("output") or {}).get("digest", "")
@@ -99,9 +112,8 @@ async def give_back(
     provisioner: NodeProvisioner, document: KubeObject, workspace: Workspace, why: str
 ) -> NodesObserved:
     """The nodes of a Workspace that rests, given back; nothing is asked of the cloud once they are."""
-    conditions = {one["type"]: one for one in (document.get("status") or {}).get("conditions") or ()}
     message = f"the nodes were given back: {why}"
-    if conditions.get("ResourceReady", {}).get("reason") == RELEASED:
+    if _reason(document) == RELEASED:
         return NodesObserved(False, (), RELEASED, message)
     try:
         gone = await provisioner.release(workspace)
@@ -110,3 +122,9 @@ async def give_back(
     if gone:
         return NodesObserved(False, (), RELEASED, message)
     return NodesObserved(False, (), _RELEASING, "the nodes are being given back", requeue_after_s=_RETRY_S)
+
+
+def _reason(document: KubeObject) -> str:
+    """The reason of ResourceReady."""
+    conditions = {one["type"]: one for one in (document.get("status") or {}).get("conditions") or ()}
+    return str(conditions.get("ResourceReady", {}).get("reason", ""))

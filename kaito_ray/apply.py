@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.cluster import Cluster, KubeObject
+from kaito_ray.cluster import Cluster, Conflict, KubeObject
 from kaito_ray.drift import is_current, stamped, was_applied
 from kaito_ray.errors import NameTaken, NotReadyYet
 from kaito_ray.informer import Key, key_of
@@ -92,6 +92,20 @@ class Applier:
         self._world.put_child(kind, await self._cluster.apply(kind, stamped(document, owner)))
         return True
 
+    async def start(self, owner: KubeObject, pod: KubeObject) -> None:
+        """Create a pod that runs once; one that is there stays as it is."""
+        if self._live(owner, pod) is not None:
+            return
+        kind = kind_of(pod)
+        try:
+            self._world.put_child(kind, await self._cluster.create(kind, stamped(pod, owner)))
+        except Conflict as error:
+            raise NotReadyYet(f"{_name(pod)} cannot be made: {error}", delay_s=1) from None
+
+    async def discard(self, owner: KubeObject, kind: Kind) -> None:
+        """Delete all children of a kind."""
+        await self._prune(owner, (), (kind,))
+
     async def keep_with(self, kind: Kind, document: KubeObject, other: KubeObject) -> None:
         """Have an object stay until `other` is gone, too; who controls it stays as it is."""
         metadata, uid = document["metadata"], other["metadata"]["uid"]
@@ -109,8 +123,10 @@ class Applier:
             _require_ours(owner, live, _name(document))
         return live
 
-    async def _prune(self, owner: KubeObject, keep: Collection[tuple[Kind, Key]]) -> None:
-        for kind in RENDERED:
+    async def _prune(
+        self, owner: KubeObject, keep: Collection[tuple[Kind, Key]], kinds: Collection[Kind] = RENDERED
+    ) -> None:
+        for kind in kinds:
             for live in self._world.children(kind, key_of(owner)):
                 metadata = live["metadata"]
                 if (kind, key_of(live)) in keep or metadata.get("deletionTimestamp") or _is_kept(owner, live):

@@ -17,11 +17,14 @@ from kaito_ray.apply import Applied, Applier
 from kaito_ray.cluster import KubeObject, NotFound
 from kaito_ray.errors import NameTaken, NotReadyYet
 from kaito_ray.informer import key_of
-from kaito_ray.kinds import DISRUPTION_BUDGET, RAY_JOB, RAY_SERVICE, SECRET, SERVICE, Kind
+from kaito_ray.kinds import CONFIG_MAP, DISRUPTION_BUDGET, POD, RAY_JOB, RAY_SERVICE, SECRET, SERVICE, Kind
+from kaito_ray.lint import Lint
 from kaito_ray.nodes.provisioner import NodesObserved, Notice
 from kaito_ray.plan import Plan, ServePlan, TunePlan
 from kaito_ray.references import DOCKER_CONFIG_KEY
+from kaito_ray.render.lint import lint_objects
 from kaito_ray.render.metadata import metadata
+from kaito_ray.render.networkpolicy import network_policy
 from kaito_ray.render.objects import render
 from kaito_ray.render.rayjob import ray_job_name
 from kaito_ray.rollout import has_room, roll_out
@@ -48,6 +51,8 @@ class Children:
         be made, UserError for what somebody must settle.
         """
         plan = step.plan
+        if step.lint is not None and isinstance(plan, TunePlan):
+            return await self._judge(workspace, plan, step.job, step.lint, now)
         keep = {(RAY_JOB, (plan.namespace, step.job))} if step.tuned or step.rests else set()
         if step.rests:
             return await self._applier.apply(workspace, [], now, keep=keep)
@@ -55,6 +60,7 @@ class Children:
         self._require_kuberay(kind)
         live = self._world.child(kind, (plan.namespace, name))
         if live is None and not nodes.ready:
+            await self._applier.discard(workspace, POD)  # that judged the data, and was read
             return Applied()
         if live is None:
             if missing:
@@ -71,6 +77,20 @@ class Children:
         if isinstance(plan, TunePlan):
             await self._keep_token(plan)
         return Applied(applied.written, applied.contested, (*notices, *applied.notices))
+
+    async def _judge(self, workspace: KubeObject, plan: TunePlan, job: str, lint: Lint, now: datetime) -> Applied:
+        """The pod that judges the data, before there are nodes; those of former wishes go."""
+        if lint.over:
+            return Applied()
+        wanted, keep = [network_policy(plan, self._settings)], set()
+        for name in lint.keep:
+            keep |= {(kind, (plan.namespace, name)) for kind in (POD, CONFIG_MAP)}
+        if not lint.make:
+            return await self._applier.apply(workspace, wanted, now, keep=keep)
+        config, pod = lint_objects(plan, job, lint.make, self._settings)
+        applied = await self._applier.apply(workspace, [*wanted, config], now, keep=keep)
+        await self._applier.start(workspace, pod)
+        return applied
 
     def _main(self, plan: Plan) -> tuple[Kind, str]:
         """The object that does the work."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from kaito_ray.adapter_status import ADAPTERS_PENDING
 from kaito_ray.after_tuning import RELEASED
 from kaito_ray.kuberay import RayApplication, RayServiceStatus
+from kaito_ray.lint import JUDGING
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod, Trouble
@@ -25,6 +26,7 @@ WAITING = frozenset(
         "WorkspaceTuningJobStatusPending",
         "workspacePending",
         RELEASED,
+        JUDGING,
         "workspaceResourceStatusNotReady",
         "NodeNotReady",
         "Recreating",

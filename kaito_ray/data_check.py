@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kaito_ray.artifacts.cache import Cache
 from kaito_ray.artifacts.dataset import Report, read_dataset
@@ -25,9 +24,8 @@ from kaito_ray.plan import TunePlan
 from kaito_ray.preset import Preset, load_catalogue
 from kaito_ray.references import DOCKER_CONFIG_KEY
 from kaito_ray.settings import Settings
-from kaito_ray.sku import load_sizes
 from kaito_ray.tiny_model import cache_folder
-from kaito_ray.tuning_schedule import estimate, schedule
+from kaito_ray.tuning_schedule import outlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ def _verdict(entry: Entry, plan: TunePlan, manifest: Manifest, settings: Setting
     counter = _counter(preset)
     with tempfile.TemporaryDirectory(prefix="kaito-ray-data-") as work:
         report = asyncio.run(_read(plan, manifest, settings, counter, Path(work)))
-    return Verdict(entry.name, report.findings, tuple(_lines(plan, preset, report, settings)))
+    return Verdict(entry.name, report.findings, tuple(_lines(plan, report)))
 
 
 def _counter(preset: Preset) -> Counter:
@@ -113,23 +111,12 @@ async def _read(plan: TunePlan, manifest: Manifest, settings: Settings, counter:
         return await asyncio.to_thread(read, staged.path / "data" if source.image else staged.path)
 
 
-def _lines(plan: TunePlan, preset: Preset, report: Report, settings: Settings) -> Iterator[str]:
+def _lines(plan: TunePlan, report: Report) -> Iterator[str]:
     yield f"{plan.name}: {report.summary()[0]}"
     yield from (f"  {line}" for line in report.summary()[1:])
     if report.lengths is None:
         return
     yield from (f"    {line}" for line in report.lengths.chart())
     yield from (f"  sample: {sample}" for sample in report.samples)
-    if report.errors:
-        return
-    arguments: dict[str, Any] = dict(plan.arguments)
-    made = schedule(
-        arguments["training"],
-        rows=round(report.rows * arguments["data"]["train_share"]),
-        workers=plan.workers,
-        min_steps=arguments["epochs_min_steps"],
-    )
-    costs = estimate(
-        plan, preset, load_sizes(settings.presets_dir).get(plan.instance_type), report.lengths.total, made.epochs
-    )
-    yield f"  {made.steps:,} steps, {made.epochs:g} epochs" + (f", {costs} on {plan.instance_type}" if costs else "")
+    if not report.errors:
+        yield f"  {outlook(plan, report.rows, report.lengths.total)}"

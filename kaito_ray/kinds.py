@@ -61,7 +61,7 @@ VALIDATING_WEBHOOK = Kind(
 )
 
 # What kaito_ray/render/ may render, and what is pruned when it no longer does.
-RENDERED = (CONFIG_MAP, SECRET, CLAIM, NETWORK_POLICY, DISRUPTION_BUDGET, RAY_SERVICE, RAY_JOB)
+RENDERED = (CONFIG_MAP, SECRET, CLAIM, NETWORK_POLICY, DISRUPTION_BUDGET, POD, RAY_SERVICE, RAY_JOB)
 _BY_NAME = {(kind.api_version, kind.kind): kind for kind in RENDERED}
 
 

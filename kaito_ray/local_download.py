@@ -7,11 +7,11 @@ Called by local_workspace.py before the engine starts, which then finds every fi
 from kaito_ray.errors import CannotRun, HubRefused
 
 # Weights as pickles are never fetched.
-_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.py"]
+_WEIGHTS, _WANTED = "*.safetensors", ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 
 
-def download(model: str, revision: str | None, *, token: str | None) -> str:
-    """The folder with the files of `model`, fetched or already there.
+def download(model: str, revision: str | None, *, token: str | None, weights: bool = True) -> str:
+    """The folder with the files of `model`, fetched or already there; without `weights` only what comes beside them.
 
     Raises HubRefused when the hub says no (missing, gated), CannotRun when it cannot be reached.
     """
@@ -26,7 +26,8 @@ def download(model: str, revision: str | None, *, token: str | None) -> str:
     )
 
     try:
-        return snapshot_download(model, revision=revision, token=token, allow_patterns=_WANTED)
+        wanted = [*_WANTED, *([_WEIGHTS] if weights else [])]
+        return snapshot_download(model, revision=revision, token=token, allow_patterns=wanted)
     except GatedRepoError:
         raise HubRefused(
             f"{model} is gated: accept its licence on the hub and give a token as HF_TOKEN, in the environment or in "

@@ -16,6 +16,10 @@ LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGED_BY = "kaito-ray"
 # Kubelets refuse unknown labels of kubernetes.io, so nodes and pools carry this one instead.
 LABEL_NODE_MANAGED_BY = "kaito-ray.io/managed-by"
+# On pods that judge training data; Ray pods have none of these.
+LABEL_PART, PART_LINT = "kaito-ray.io/part", "lint"
+LABEL_JOB = "kaito-ray.io/job"
+LABEL_ATTEMPT = "kaito-ray.io/attempt"
 
 # KAITO's annotations (its labels.go), honoured or refused with a reason.
 ANNOTATION_ENABLE_LB = "kaito.sh/enablelb"
@@ -82,6 +86,7 @@ TUNE_DIR = "/etc/kaito-ray/tune"
 TUNE_ARGUMENTS = "arguments.json"
 TUNE_DATA_DIR = "/mnt/data"
 TUNE_OUTPUT_DIR = "/mnt/output"
+TUNE_LINT_MODULE = "tune_jobs.lint"
 
 MODEL_IMAGE_DIR = "workspace/weights"
 """The folder of a model image that holds config.json and the shards: where KAITO's preset images have them."""
@@ -140,6 +145,11 @@ def job_name(workspace: str, digest: str) -> str:
     if len(base) > room:
         base = shortened(workspace, room)
     return f"{base}-{digest}"
+
+
+def lint_name(job: str, attempt: int) -> str:
+    """The name of the pod that judges the data of a tuning RayJob, and of its ConfigMap; each attempt is another."""
+    return f"{job}-lint-{attempt}"
 
 
 def token_secret_name(workspace: str) -> str:

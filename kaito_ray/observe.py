@@ -11,7 +11,7 @@ from datetime import datetime
 from kaito_ray import names
 from kaito_ray.after_tuning import Next
 from kaito_ray.apply import Applied
-from kaito_ray.errors import KaitoRayError
+from kaito_ray.errors import KaitoRayError, ObjectRefused
 from kaito_ray.informer import Key
 from kaito_ray.kinds import RAY_CLUSTER, RAY_JOB, RAY_SERVICE, SECRET
 from kaito_ray.kuberay import (
@@ -22,6 +22,7 @@ from kaito_ray.kuberay import (
     parse_ray_job,
     parse_ray_service,
 )
+from kaito_ray.lint import Lint, give_up
 from kaito_ray.nodes.provisioner import NodesObserved
 from kaito_ray.plan import Plan, ServePlan
 from kaito_ray.pod import Pod
@@ -56,9 +57,11 @@ class Observed:
     result_due: bool = False
     """The job succeeded, and what it says of its result is still to be read."""
     look_again_s: float | None = None
-    """When the job is to be looked at again."""
+    """When the job, or the judging of its data, is to be looked at again."""
     rests: str = ""
     """Why nothing is served although tuning is done; empty when it is, or when there is something to do first."""
+    lint: Lint | None = None
+    """The judging of the data, as long as it comes before nodes."""
 
 
 def observe(
@@ -78,6 +81,9 @@ def observe(
     ray_service = parse_ray_service(service) if service else None
     pods = tuple(world.pods(workspace))
     ray_job = world.child(RAY_JOB, (namespace, job)) if job else None
+    lint = step.lint if step is not None else None
+    if lint is not None and isinstance(refusal, ObjectRefused):
+        lint, refusal = give_up(refusal), None
     return Observed(
         nodes=nodes,
         job=job,
@@ -90,6 +96,8 @@ def observe(
         applied=applied,
         refusal=refusal,
         rests=step.rests if step is not None else "",
+        look_again_s=lint.again_s if lint is not None else None,
+        lint=lint,
     )
 
 

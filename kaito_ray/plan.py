@@ -209,6 +209,8 @@ class TunePlan(Target):
     hf_token_secret: str | None = None
     config_digest: str = ""
     """Stands for what the ConfigMap asks for; empty when it asks for nothing."""
+    seconds_per_token: float | None = None
+    """Of training, about, over all workers; None for hardware whose speed is not known."""
 
 
 Plan = ServePlan | TunePlan

@@ -23,6 +23,7 @@ from kaito_ray.settings import Settings
 from kaito_ray.sku import Sizes, Sku, partitioned
 from kaito_ray.training_config import TrainingConfig
 from kaito_ray.tune_sizing import Load, accumulation, available_gib, candidates, learning_rate, training_gib
+from kaito_ray.tuning_schedule import seconds_per_token
 from kaito_ray.workspace import DataDestination, DataSource, Tuning, Workspace
 
 # KAITO's defaults for both methods; all linear layers are what its phi-3 presets name.
@@ -62,6 +63,7 @@ def plan_tune(
     load = _fit(preset, sku, tuning.method, config)
     worker = worker_size(sku)
     workers = nodes * max(sku.gpus, 1)
+    arguments = _arguments(preset, sku, tuning.method, config, load, workers=workers, node_cpus=worker.cpus)
     plan = TunePlan(
         name=workspace.metadata.name,
         namespace=workspace.metadata.namespace,
@@ -79,12 +81,19 @@ def plan_tune(
         warnings=(*warnings, *size_warnings(sku), *config.warnings),
         method=tuning.method,
         workers=workers,
-        arguments=_arguments(preset, sku, tuning.method, config, load, workers=workers, node_cpus=worker.cpus),
+        arguments=arguments,
         input=_source(tuning.input),
         output=_destination(tuning.output),
         config=tuning.config or None,
         config_digest=config.digest,
         hf_token_secret=tuning.preset.preset_options.model_access_secret or None,
+        seconds_per_token=seconds_per_token(
+            preset,
+            sku,
+            workers=workers,
+            quantised=arguments["quantization"] is not None,
+            checkpointing=load.checkpointing,
+        ),
     )
     return _with_serving(plan, workspace, preset, sku, settings)
 

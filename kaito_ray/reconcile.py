@@ -76,7 +76,7 @@ class Reconciler:
         now = self._now()
         if document["metadata"].get("deletionTimestamp"):
             return await release(self._cluster, self._world, self._provisioner, self._reporter, document, now)
-        wish = await self._wish(document)
+        wish = await self._wish(document, now)
         nodes = await self._nodes(document, wish, now)
         applied, refusal = await self._apply(document, wish, nodes, now)
         observed = observe(self._world, key, nodes, step=wish.step, applied=applied, refusal=refusal, now=now)
@@ -84,7 +84,7 @@ class Reconciler:
         status = derive_status(document, wish.step.plan if wish.step else None, observed, now)
         return await self._reporter.report(document, status, observed, now)
 
-    async def _wish(self, document: KubeObject) -> Wish:
+    async def _wish(self, document: KubeObject, now: datetime) -> Wish:
         """What the Workspace asks for, and from here on wake it when something it names changes."""
         key = key_of(document)
         try:
@@ -99,7 +99,7 @@ class Reconciler:
             config = await observe_config(self._world, key, workspace)
             size = self._size(workspace)
             plan = self._planner.plan(workspace, config, size, facts)
-            step = next_step(self._planner, self._world, document, workspace, plan, size, facts)
+            step = next_step(self._planner, self._world, document, workspace, plan, size, facts, wish.missing, now)
             plan = pin(with_tuned_adapters(step.plan, self._world), document.get("status") or {})
             return replace(wish, step=replace(step, plan=plan))
         except (ClusterUnavailable, LeaseLost):
@@ -124,6 +124,8 @@ class Reconciler:
                 await add_finalizer(self._cluster, self._world, document)
                 if wish.step.rests:
                     return await give_back(self._provisioner, document, wish.workspace, wish.step.rests)
+                if wish.step.lint is not None:
+                    return wish.step.lint.nodes()
             return await self._provisioner.ensure(wish.step.plan, wish.workspace, now)
         except (ClusterUnavailable, LeaseLost):
             raise

@@ -53,7 +53,8 @@ class Reporter:
                     delays.append(0.0)
                 if _made(before) != _made(after):
                     delays.append(0.0)  # the next plan depends on it (adapter_status.py, after_tuning.py)
-        for notice in (*observed.nodes.notices, *observed.applied.notices, *transitions(before, status)):
+        judged = observed.lint.notices() if observed.lint is not None else ()
+        for notice in (*observed.nodes.notices, *observed.applied.notices, *judged, *transitions(before, status)):
             await self._post(workspace, notice, now)
         return min((delay for delay in delays if delay is not None), default=None)
 

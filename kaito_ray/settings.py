@@ -61,7 +61,9 @@ class Settings(BaseModel):
     namespaces: tuple[str, ...] = Field((), description="namespaces to watch, comma-separated; empty is all")
     presets_dir: Path | None = Field(None, description="folder of preset files used instead of the built-in ones")
     serve_image: str = Field("ghcr.io/kaito-ray/serve:0.1.0", description="image of RayService pods")
-    tune_image: str = Field("ghcr.io/kaito-ray/tune:0.1.0", description="image of RayJob pods")
+    tune_image: str = Field(
+        "ghcr.io/kaito-ray/tune:0.1.0", description="image of RayJob pods, and of those that judge their data"
+    )
     operator_namespace: str = Field(
         "kaito-ray", description="namespace of the operator, allowed to reach Ray's dashboards"
     )

@@ -18,6 +18,7 @@ from kaito_ray.conditions import (
     serving_succeeded,
     workspace_ready,
 )
+from kaito_ray.lint import Stage
 from kaito_ray.nodes.provisioner import Notice
 from kaito_ray.observe import Observed
 from kaito_ray.plan import Plan, TunePlan
@@ -25,7 +26,7 @@ from kaito_ray.timeline import derive_timeline, timestamp
 from kaito_ray.tuning_conditions import job_started, tuned_and_ready, tuned_is_served, tuning_succeeded
 from kaito_ray.tuning_status import output_status, tuned_before, tuning_status
 from kaito_ray.verdict import Verdict
-from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status
+from kaito_ray.workspace_status import AdapterStatus, Condition, NodePoolStatus, OutputStatus, Status, TuningStatus
 
 KubeObject = dict[str, Any]
 
@@ -45,7 +46,7 @@ def derive_status(workspace: KubeObject, plan: Plan | None, observed: Observed, 
         endpoint=_endpoint(workspace, verdicts, observed),
         adapters=adapters,
         adapters_loaded=loaded_count(adapters),
-        tuning=tuning_status(observed.progress, observed.ray_job, previous.get("tuning") or {}),
+        tuning=_tuning(previous, observed),
         output=_output(previous, plan, observed, verdicts),
         node_pool=NodePoolStatus.model_validate(observed.nodes.node_pool) if observed.nodes.node_pool else None,
         timeline=derive_timeline(workspace, observed, holds, now),
@@ -113,6 +114,12 @@ def _adapters(previous: Mapping[str, Any], plan: Plan | None, observed: Observed
     return adapter_statuses(plan, observed.heard.reports)
 
 
+def _tuning(previous: Mapping[str, Any], observed: Observed) -> TuningStatus | None:
+    if observed.lint is not None:
+        return observed.lint.status(observed.job)
+    return tuning_status(observed.progress, observed.ray_job, previous.get("tuning") or {})
+
+
 def _output(
     previous: Mapping[str, Any], plan: Plan | None, observed: Observed, verdicts: Mapping[str, Verdict]
 ) -> OutputStatus | None:
@@ -141,6 +148,8 @@ def _state(workspace: KubeObject, verdicts: Mapping[str, Verdict], observed: Obs
         if verdicts["WorkspaceSucceeded"].holds:
             return "Succeeded"
         if observed.ray_job is not None and observed.ray_job.over and not observed.ray_job.succeeded:
+            return "Failed"
+        if observed.lint is not None and observed.lint.stage is Stage.REFUSED:
             return "Failed"
         return "Running" if verdicts["JobStarted"].holds else "Pending"
     if verdicts["WorkspaceReady"].holds:

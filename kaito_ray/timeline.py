@@ -15,7 +15,19 @@ if TYPE_CHECKING:
     from kaito_ray.observe import Observed
     from kaito_ray.replica_report import ReplicaReport
 
-NODES_READY, IMAGE_PULLED, MODEL_FETCHED, ENGINE_STARTED, FIRST_TOKEN, MODEL_LOADED, JOB_STARTED, TUNED, READY = (
+(
+    DATA_JUDGED,
+    NODES_READY,
+    IMAGE_PULLED,
+    MODEL_FETCHED,
+    ENGINE_STARTED,
+    FIRST_TOKEN,
+    MODEL_LOADED,
+    JOB_STARTED,
+    TUNED,
+    READY,
+) = (
+    "DataJudged",
     "NodesReady",
     "ImagePulled",
     "ModelFetched",
@@ -74,6 +86,8 @@ def parse_timestamp(text: str) -> datetime:
 
 
 def _reached(observed: "Observed", holds: Mapping[str, bool], now: datetime) -> Iterator[tuple[str, datetime, str]]:
+    if observed.lint is not None and observed.lint.rows is not None:
+        yield DATA_JUDGED, now, ""
     if observed.nodes.ready:
         yield NODES_READY, now, ""
     started = [parse_timestamp(pod.started) for pod in observed.pods if pod.started and not pod.head]

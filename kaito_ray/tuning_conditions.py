@@ -25,6 +25,8 @@ def job_started(observed: Observed, *, tuned_before: bool) -> Verdict:
     stopped = refused(observed) if not tuned_before else None
     if stopped is not None:
         return stopped
+    if observed.lint is not None:
+        return Verdict(False, _PENDING, observed.lint.message)
     if job is None:
         waits = "the nodes are not ready" if not observed.nodes.ready else "the RayJob is being made"
         return Verdict(False, _PENDING, waits)
@@ -43,6 +45,8 @@ def tuning_succeeded(observed: Observed, started: Verdict, *, tuned_before: bool
     job, progress = observed.ray_job, observed.progress
     if tuned_before or (job is not None and job.succeeded and not observed.result_due):
         return Verdict(True, "workspaceSucceeded", "tuning is done")
+    if observed.lint is not None and observed.lint.refuses:
+        return Verdict(False, observed.lint.reason, observed.lint.message)
     if job is None:
         return Verdict(False, "workspacePending", started.message)
     if progress.failed is not None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of a training and the size of its data in; how many steps that is, how long and how dear, out. Pure.
 
-tune_jobs/qlora.py follows the steps; the time and the price are an estimate for `kaito-ray validate --data`.
+tune_jobs/qlora.py follows the steps; the time and the price are an estimate for people who have not bought nodes yet.
 """
 
 import math
@@ -67,8 +67,8 @@ def schedule(training: Mapping[str, Any], *, rows: int, workers: int, min_steps:
     return Schedule(epochs, per_epoch, steps, training.get("logging_steps", min(10, max(1, steps // 20))))
 
 
-def estimate(plan: TunePlan, preset: Preset, sku: Sku, tokens: int, epochs: float) -> Estimate | None:
-    """Time and price of `tokens` tokens an epoch; None for hardware whose speed is not known.
+def seconds_per_token(preset: Preset, sku: Sku, *, workers: int, quantised: bool, checkpointing: bool) -> float | None:
+    """About how long all workers together train on a token; None for hardware whose speed is not known.
 
     A token costs 2 operations per weight forwards and 2 backwards, since only the gradient of the activations passes
     through frozen weights, and 2 more where gradient checkpointing repeats the forward pass.
@@ -79,9 +79,28 @@ def estimate(plan: TunePlan, preset: Preset, sku: Sku, tokens: int, epochs: floa
     if sku.fraction and "/" in sku.fraction:
         part, whole = sku.fraction.split("/")
         tflops *= int(part) / int(whole)
-    operations = 6 if plan.arguments["training"]["gradient_checkpointing"] else 4
+    operations = 6 if checkpointing else 4
     weights = preset.weights_gib * 2**30 / 2
-    share = _UTILIZATION if plan.arguments["quantization"] is None else _UTILIZATION_QUANTISED
-    seconds = tokens * epochs * operations * weights / (plan.workers * tflops * 1e12 * share)
+    share = _UTILIZATION_QUANTISED if quantised else _UTILIZATION
+    return operations * weights / (workers * tflops * 1e12 * share)
+
+
+def estimate(plan: TunePlan, tokens: int, epochs: float) -> Estimate | None:
+    """Time and price of `tokens` tokens an epoch; None where the plan cannot tell."""
+    if plan.seconds_per_token is None:
+        return None
+    seconds = tokens * epochs * plan.seconds_per_token
     usd = None if plan.hourly_usd is None else plan.hourly_usd * seconds / 3600
     return Estimate(seconds, usd)
+
+
+def outlook(plan: TunePlan, rows: int, tokens: int) -> str:
+    """What training on so many rows, of so many tokens an epoch, will take, in a sentence."""
+    made = schedule(
+        plan.arguments["training"],
+        rows=round(rows * plan.arguments["data"]["train_share"]),
+        workers=plan.workers,
+        min_steps=plan.arguments["epochs_min_steps"],
+    )
+    costs = estimate(plan, tokens, made.epochs)
+    return f"{made.steps:,} steps, {made.epochs:g} epochs" + (f", {costs} on {plan.instance_type}" if costs else "")

@@ -68,7 +68,11 @@ class TuningStatus(_Part):
     """How far tuning is."""
 
     job: str = Field("", description="Name of the RayJob.")
-    state: str = Field("", description="Preparing, Training, Waiting, Retrying, Succeeded or Failed.")
+    state: str = Field(
+        "",
+        description="Judging, Refused, Unavailable, Judged or Unjudged as long as the data is judged before nodes are"
+        " bought, then Preparing, Training, Waiting, Retrying, Succeeded or Failed.",
+    )
     step: int | None = Field(None, description="Steps done.")
     total_steps: int | None = Field(None, description="Steps to do.")
     epoch: float | None = Field(None, description="Epochs done.")

@@ -15,7 +15,19 @@ from kaito_ray import names
 from kaito_ray.cluster import Cluster, KubeObject, NotFound
 from kaito_ray.in_place import InPlace
 from kaito_ray.informer import Informer, Key, key_of, version_of
-from kaito_ray.kinds import CONFIG_MAP, NODE, POD, RAY_CLUSTER, RAY_JOB, RENDERED, SECRET, SERVICE, WORKSPACE, Kind
+from kaito_ray.kinds import (
+    CLAIM,
+    CONFIG_MAP,
+    NODE,
+    POD,
+    RAY_CLUSTER,
+    RAY_JOB,
+    RENDERED,
+    SECRET,
+    SERVICE,
+    WORKSPACE,
+    Kind,
+)
 from kaito_ray.kuberay import parse_ray_job
 from kaito_ray.nodes.node import Node, parse_node
 from kaito_ray.pod import Pod, parse_pod
@@ -24,6 +36,9 @@ from kaito_ray.tuning_event import PREFIX
 
 Labels = Mapping[str, str]
 _OURS = f"{names.LABEL_MANAGED_BY}={names.MANAGED_BY}"
+# Of pods, those that judge data are children like others; the rest are Ray's.
+_JUDGES = f"{_OURS},{names.LABEL_PART}={names.PART_LINT}"
+_RAYS = f"{_OURS},{names.LABEL_PART}!={names.PART_LINT}"
 
 
 class World:
@@ -228,7 +243,7 @@ class World:
             if kind is RAY_JOB:
                 self._listen(key, after)
 
-        labels = _OURS if kind in self._VERSIONED else ""
+        labels = _JUDGES if kind is POD else _OURS if kind in self._VERSIONED else ""
         parse = partial(_slim, kind)
         return Informer(self._cluster, kind, parse, changed, group=_group, namespace=scope, labels=labels)
 
@@ -246,7 +261,7 @@ class World:
                     self._wake(pod.workspace)
 
         return Informer(
-            self._cluster, POD, parse_pod, changed, group=lambda pod: pod.workspace, namespace=scope, labels=_OURS
+            self._cluster, POD, parse_pod, changed, group=lambda pod: pod.workspace, namespace=scope, labels=_RAYS
         )
 
     def _named(self, kind: Kind, scope: str | None) -> Informer[KubeObject]:
@@ -291,7 +306,9 @@ def _group(document: KubeObject) -> Key | None:
 def _slim(kind: Kind, document: KubeObject) -> KubeObject:
     """Without the record of who owns which field, which is larger than most objects."""
     if kind is SERVICE or (kind is not WORKSPACE and not is_ours(document)):
-        return _stub(document)
+        # Of a claim that somebody else made it counts whether it is bound.
+        phase = {"status": {"phase": (document.get("status") or {}).get("phase")}} if kind is CLAIM else {}
+        return _stub(document) | phase
     left_out = {"spec"} if kind is RAY_CLUSTER else set()
     slim = {key: value for key, value in document.items() if key not in left_out}
     slim["metadata"] = {key: value for key, value in document["metadata"].items() if key != "managedFields"}

@@ -214,6 +214,8 @@ class _Reading:
                     "the data", 1, "",
                     f"every row is longer than max_length, {self.max_length} tokens (the shortest has"
                     f" {lengths.shortest:,}); raise max_length or split the rows",
+                    # A rule of thumb refuses nothing.
+                    "error" if self.counter.exact else "warning",
                 )
             )  # fmt: skip
         elif lengths.lost:

@@ -40,6 +40,10 @@ class Lengths:
             said.append(f"{self.cut:,} rows ({self.cut / self.rows:.1%}) are cut off at max_length {self.max_length:,}")
         return tuple(said)
 
+    def bands(self) -> str:
+        """The histogram as a sentence."""
+        return "tokens a row: " + ", ".join(f"up to {bound:,} in {count:,}" for bound, count in self.histogram)
+
     def chart(self) -> Iterator[str]:
         """The histogram as lines of text."""
         most = max(count for _, count in self.histogram)

@@ -51,7 +51,7 @@ def _tuning(plan: TunePlan, settings: Settings) -> list[KubeObject]:
     job = ray_job_name(plan)
     claim = claim_name(plan, job, settings)
     return [
-        tune_arguments_map(plan, job),
+        tune_arguments_map(plan, job, job),
         *([checkpoint_claim(plan, claim, settings)] if claim else []),
         network_policy(plan, settings),
         # Training stops when any of its workers goes.

@@ -62,7 +62,7 @@ def head_template(target: Target, image: str, env: Mapping[str, str], *, autosca
     }
     return {
         "metadata": {"labels": labels(target)},
-        "spec": {**_pod((CACHE,)), "automountServiceAccountToken": autoscaler, "containers": [container]},
+        "spec": {**pod_spec((CACHE,)), "automountServiceAccountToken": autoscaler, "containers": [container]},
     }
 
 
@@ -95,7 +95,7 @@ def worker_template(
         "livenessProbe": _ray_alive(failures=120),
         "readinessProbe": _proxy_answers() if serves else _ray_alive(failures=10),
     }
-    spec = _pod((*everything, *private))
+    spec = pod_spec((*everything, *private))
     spec |= {"initContainers": list(before)} if before else {}
     spec |= {"imagePullSecrets": [{"name": name} for name in pull_secrets]} if pull_secrets else {}
     spec["nodeSelector"] |= dict(sorted(target.node_labels.items()))
@@ -134,6 +134,18 @@ def take_over(name: str, image: str, mount: Mount) -> KubeObject:
     return container
 
 
+def pod_spec(mounts: Sequence[Mount]) -> KubeObject:
+    """What the specs of all our pods have in common."""
+    return {
+        "nodeSelector": {"kubernetes.io/os": "linux"},
+        "securityContext": dict(_POD_SECURITY),
+        # A Service called `vllm` or `ray` would otherwise put variables such as VLLM_PORT into every pod.
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_PERIOD_S,
+        "volumes": [mount.as_volume() for mount in mounts],
+    }
+
+
 def pod_env(env: Mapping[str, str]) -> dict[str, str]:
     """`env` and what every Ray pod needs whatever it does, sorted by name."""
     always = {
@@ -154,17 +166,6 @@ def hub_token(secret: str | None) -> list[KubeObject]:
     if not secret:
         return []
     return [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": secret, "key": "HF_TOKEN", "optional": True}}}]
-
-
-def _pod(mounts: Sequence[Mount]) -> KubeObject:
-    return {
-        "nodeSelector": {"kubernetes.io/os": "linux"},
-        "securityContext": dict(_POD_SECURITY),
-        # A Service called `vllm` or `ray` would otherwise put variables such as VLLM_PORT into every pod.
-        "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_PERIOD_S,
-        "volumes": [mount.as_volume() for mount in mounts],
-    }
 
 
 def _container(

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPU nodes that come and go by themselves: the operator as a process, a test cluster, and a fake Azure."""
 
-import asyncio
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from azure_rig import azure_of, azure_settings
 from cluster import azure_errors as azure
 from cluster.client import Client
+from cluster.container_state import Script
 from cluster.fake_arm import FakeArm
-from cluster.fake_nodes import FakeNodes
 from cluster.fake_pool import size
 from cluster.fixture import Cluster
+from kaito_ray.tuning_event import Data
 from operator_rig import Operator, running_operator
 from waiting import until
 from workspace_rig import API, RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_gone
@@ -35,18 +35,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def azure_of_all(cluster: Cluster) -> Iterator[FakeArm]:
-    """Azure on the clock of the wall, in the loop of the cluster; its machines join that cluster."""
-    arm = FakeArm(lambda: datetime.now(UTC), create_s=1.5, scale_s=1.0, delete_s=1.0)
-    arm.add_pool("system", count=0)
-    orphan = {"kaito-ray-workspace-uid": "gone", "kaito-ray-created": "2026-01-01T00:00:00Z"}
-    arm.add_pool(ORPHAN, count=0, mode="User", tags=orphan)
-    nodes = FakeNodes(arm, register_s=0.2, plugin_s=0.8)
-    kubelets = cluster.simulate().nodes
-    cluster.run(arm.__aenter__())
-    mirror = cluster.call(lambda: asyncio.ensure_future(nodes.mirror(kubelets)))
-    yield arm
-    cluster.call(mirror.cancel)
-    cluster.run(arm.__aexit__(None, None, None))
+    """Azure with a pool that was made for a Workspace of the past."""
+    with azure_of(cluster) as arm:
+        orphan = {"kaito-ray-workspace-uid": "gone", "kaito-ray-created": "2026-01-01T00:00:00Z"}
+        arm.add_pool(ORPHAN, count=0, mode="User", tags=orphan)
+        yield arm
 
 
 @pytest.fixture
@@ -58,17 +51,7 @@ def arm(azure_of_all: FakeArm) -> FakeArm:
 
 
 def an_operator(cluster: Cluster, arm: FakeArm, folder: Path) -> Any:
-    return running_operator(
-        cluster.kubeconfig,
-        folder,
-        provisioner="aks",
-        subscription_id=arm.subscription,
-        resource_group=arm.group,
-        cluster_name=arm.cluster,
-        location=arm.location,
-        arm_endpoint=arm.url,
-        azure_credential="fake",
-    )
+    return running_operator(cluster.kubeconfig, folder, **azure_settings(arm))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +129,9 @@ def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeAr
     until(lambda: ORPHAN not in arm.pools or arm.pools[ORPHAN].state == "Deleting", 90)
 
 
-def test_nodes_are_given_back_when_tuning_is_done(client: Client, arm: FakeArm) -> None:
+def test_nodes_are_given_back_when_tuning_is_done(cluster: Cluster, client: Client, arm: FakeArm) -> None:
+    good = Data(rows=15011, format="messages", tokens=3_000_000).line()
+    cluster.script(Script("exit", (("kaito-ray.io/part", "lint"),), exit_code=0, message=good))
     secret = {"name": "push", "namespace": "default"}
     data = {".dockerconfigjson": "e30="}
     kind = "kubernetes.io/dockerconfigjson"

@@ -2,11 +2,11 @@
 """An operator that lost the Lease in the middle of a write to Azure: it writes no more, and the pool is made once."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from azure_rig import azure_of, azure_settings
 from cluster.fake_arm import FakeArm
 from cluster.fixture import Cluster
 from operator_rig import Operator
@@ -26,28 +26,14 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
 
 @pytest.fixture
 def arm(cluster: Cluster) -> Iterator[FakeArm]:
-    """Azure on the clock of the wall, in the loop of the cluster; no machine ever joins."""
-    arm = FakeArm(lambda: datetime.now(UTC), create_s=1.0, delete_s=1.0)
-    arm.add_pool("system", count=0)
-    cluster.run(arm.__aenter__())
-    yield arm
-    cluster.run(arm.__aexit__(None, None, None))
+    """Azure whose machines never join."""
+    with azure_of(cluster, joins=False) as arm:
+        yield arm
 
 
 def a_replica(cluster: Cluster, arm: FakeArm, folder: Path, name: str) -> Operator:
     """A replica whose requests to Azure carry its name."""
-    return Operator(
-        cluster.kubeconfig,
-        folder,
-        environment={"AZURE_HTTP_USER_AGENT": name},
-        provisioner="aks",
-        subscription_id=arm.subscription,
-        resource_group=arm.group,
-        cluster_name=arm.cluster,
-        location=arm.location,
-        arm_endpoint=arm.url,
-        azure_credential="fake",
-    )
+    return Operator(cluster.kubeconfig, folder, environment={"AZURE_HTTP_USER_AGENT": name}, **azure_settings(arm))
 
 
 def writers(arm: FakeArm) -> list[tuple[str, str, str]]:

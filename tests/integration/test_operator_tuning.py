@@ -177,6 +177,8 @@ def test_the_users_manifests_from_apply_to_ready(
         "updated": "2026-11-21T05:00:00Z",
     }
     assert condition(get(client, name), "InferenceReady")["status"] == "False"
+    # Nothing is bought, so the job alone judges its data.
+    assert client.list("v1", "Pod", "default", labelSelector="kaito-ray.io/part=lint") == []
     script(cluster, name, finished())
     workspace = wait_until_ready(client, name)
     for kind in ("ResourceReady", "JobStarted", "WorkspaceSucceeded", "InferenceReady", "AdaptersReady"):

@@ -9,8 +9,9 @@ from builders import a_workspace
 from kaito_ray.plan import TunePlan, plan
 from kaito_ray.preset import load_catalogue
 from kaito_ray.settings import Settings
-from kaito_ray.sku import cpu_size, load_sizes
-from kaito_ray.tuning_schedule import Estimate, estimate, schedule
+from kaito_ray.sku import load_sizes
+from kaito_ray.tuning_schedule import Estimate, estimate, outlook, schedule
+from tune_rig import a_tiny_tune_plan
 
 CATALOGUE, SIZES = load_catalogue(), load_sizes()
 
@@ -66,7 +67,7 @@ def test_time_is_of_the_right_order_and_price_follows(
     model: str, size: str, tokens: int, hours: tuple[float, float]
 ) -> None:
     made = a_plan(model, size)
-    told = estimate(made, CATALOGUE.get(model), SIZES.get(size), tokens, 3.0)
+    told = estimate(made, tokens, 3.0)
     assert told is not None
     assert hours[0] < told.seconds / 3600 < hours[1]
     if made.hourly_usd is not None:
@@ -74,8 +75,9 @@ def test_time_is_of_the_right_order_and_price_follows(
 
 
 def test_nothing_is_said_about_hardware_of_unknown_speed() -> None:
-    made = a_plan("tiny-phi-3", "Standard_NC4as_T4_v3")
-    assert estimate(made, CATALOGUE.get("tiny-phi-3"), cpu_size(2, 16.0), 100, 3.0) is None
+    made = a_tiny_tune_plan()
+    assert estimate(made, 100, 3.0) is None
+    assert outlook(made, rows=6, tokens=100) == "150 steps, 150 epochs"
 
 
 @pytest.mark.parametrize(

@@ -32,8 +32,12 @@ app.kubernetes.io/component: operator
   resources: [rayclusters]
   verbs: [list, watch, delete]
 - apiGroups: [""]
-  resources: [pods, services]
+  resources: [services]
   verbs: [list, watch]
+# Ray's pods are KubeRay's; those that judge training data are ours.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, create, delete]
 - apiGroups: [""]
   resources: [configmaps, secrets]
   verbs: [get, list, watch, create, patch, delete]
