@@ -80,6 +80,8 @@ PUSH_AUTH_DIR = "/etc/kaito-ray/push"
 """Holds, in the same form, the Docker configuration that the tuned adapter is pushed with."""
 TUNE_DIR = "/etc/kaito-ray/tune"
 TUNE_ARGUMENTS = "arguments.json"
+ENV_LINGER_S = "KAITO_RAY_LINGER_S"
+"""How long a job that must not be tried again stays to be heard."""
 TUNE_DATA_DIR = "/mnt/data"
 TUNE_OUTPUT_DIR = "/mnt/output"
 

@@ -15,11 +15,13 @@ was: with the data as judged, the last checkpoint, the finished adapter, or the 
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from kaito_ray import names
 from kaito_ray.artifacts.cache import hold
 from kaito_ray.artifacts.model_files import find_model
 from kaito_ray.artifacts.reason import Reason
@@ -42,7 +44,10 @@ def main(file: Path) -> int:
     try:
         tune(Arguments.read(file), Settings.from_env(os.environ).allow_private_urls)
     except KaitoRayError as error:
-        say(Failed(error.reason, str(error)))
+        final = isinstance(error, UserError)
+        say(Failed(error.reason, str(error), final=final))
+        if final:
+            time.sleep(float(os.environ.get(names.ENV_LINGER_S, "0")))
         return 1
     except Exception as error:
         traceback.print_exc()

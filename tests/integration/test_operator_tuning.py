@@ -14,7 +14,7 @@ from cluster.fixture import Cluster
 from cluster.ray_job_simulator import Running
 from kaito_ray.tuning_event import Failed, Waiting
 from operator_rig import Operator, running_operator
-from tuning_script import DATA, DIGEST, PUSH_SECRET, STARTED, STEP, a_tuning, finished, log, running
+from tuning_script import DATA, DIGEST, PUSH_SECRET, STARTED, STEP, a_tuning, finished, log, resumed, running
 from workspace_rig import (
     MANIFESTS,
     RAY,
@@ -303,6 +303,64 @@ def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: Clust
     assert get(client, "retried")["status"]["tuning"].items() >= {"state": "Training", "attempt": 2, "step": 20}.items()
     cluster.set_running("default", name, replace(finished(), failures=1))
     wait_until_ready(client, "retried")
+
+
+HOPELESS = Failed("DatasetInvalid", "train.jsonl:17: column `messages` is not a list", final=True)
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_cannot_succeed_is_not_tried_again(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(HOPELESS))  # the job stays for a moment after it has said why
+    client.create(with_node(cluster, "hopeless"))
+    client.wait(lambda: job(client, "hopeless")["spec"]["backoffLimit"], {0}.__contains__, 20)
+    workspace = get(client, "hopeless")
+    assert workspace["status"]["tuning"]["state"] == "Failed"
+    assert condition(workspace, "WorkspaceSucceeded")["message"] == HOPELESS.message
+    script(cluster, "hopeless", Running(status="FAILED", log=log(HOPELESS)))
+    workspace = wait_for(client, "hopeless", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    assert condition(workspace, "WorkspaceReady")["reason"] == "DatasetInvalid"
+    assert job(client, "hopeless")["status"]["failed"] == 1
+    # Deleting the job is how to try the same once more.
+    script(cluster, "hopeless", finished())
+    client.delete(job(client, "hopeless"))
+    wait_until_ready(client, "hopeless")
+    assert job(client, "hopeless")["spec"]["backoffLimit"] == 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_cannot_succeed_is_tried_once_more_when_nobody_listened(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA))
+    client.create(with_node(cluster, "unheard"))
+    wait_for(client, "unheard", "JobStarted")
+    cluster.set_node("gpu-unheard", gpus=0)  # the next cluster has no room, so that its start takes a while
+    script(cluster, "unheard", Running(status="FAILED", log=log(HOPELESS)))
+    client.wait(lambda: job(client, "unheard")["spec"]["backoffLimit"], {1}.__contains__, 20)
+    cluster.set_node("gpu-unheard", gpus=1)
+    wait_for(client, "unheard", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    assert job(client, "unheard")["status"]["failed"] == 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_tuning_goes_on_when_its_node_is_back(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(with_node(cluster, "lost"))
+    client.wait(lambda: get(client, "lost").get("status", {}).get("tuning", {}).get("step"), is_20)
+    before = job(client, "lost")
+    cluster.remove_node("gpu-lost")
+    workspace = wait_for(client, "lost", "ResourceReady", "False", reason="NodeNotReady")
+    assert "0 of 1 nodes with apps=lost are ready" in condition(workspace, "ResourceReady")["message"]
+    workspace = wait_for(client, "lost", "JobStarted", "False", reason="Unschedulable")
+    assert workspace["status"]["tuning"].items() >= {"state": "Retrying", "step": 20}.items()
+    script(cluster, "lost", running(*resumed(2, 20)))
+    cluster.add_node("gpu-lost-2", gpus=1, labels={"apps": "lost"})
+    client.wait(lambda: get(client, "lost")["status"]["tuning"].get("resumedFrom"), is_20, 30)
+    wait_for(client, "lost", "JobStarted")
+    script(cluster, "lost", finished())
+    wait_until_ready(client, "lost")
+    assert job(client, "lost")["metadata"]["uid"] == before["metadata"]["uid"]
 
 
 @pytest.mark.usefixtures("operator")
