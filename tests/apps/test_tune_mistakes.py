@@ -92,16 +92,18 @@ def test_a_mistake_ends_the_job_with_its_reason(tmp_path: Path, capsys: pytest.C
     assert all(isinstance(event, Data) for event in before)
 
 
-def test_a_job_that_must_not_be_tried_again_stays_to_be_heard(
+async def test_a_job_that_must_not_be_tried_again_stays_to_be_heard(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The operator reads of it meanwhile, before KubeRay sees that the job failed."""
-    monkeypatch.setenv(names.ENV_LINGER_S, "1.5")
-    file = a_job_file(tmp_path)
-    began = time.monotonic()
-    *_, last = told(file, capsys)
-    assert isinstance(last, Failed)
-    assert time.monotonic() - began > 1.5
+    monkeypatch.setenv(names.ENV_LINGER_S, "2")
+    job, said = asyncio.create_task(asyncio.to_thread(main, a_job_file(tmp_path))), ""
+    while not any(isinstance(event, Failed) for event in parse_events(said)):
+        await asyncio.sleep(0.05)
+        said += capsys.readouterr().out
+    heard = time.monotonic()
+    assert await job == 1
+    assert time.monotonic() - heard > 1
 
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "http://2852039166/latest", "http://10.0.0.1/x"])
