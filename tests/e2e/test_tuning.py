@@ -248,6 +248,21 @@ async def test_a_gpu_that_is_too_small_ends_it_with_what_to_do(tmp_path: Path) -
     assert [path.name for path in (tmp_path / "output").iterdir()] == [".kaito-ray"]
 
 
+async def test_memory_that_is_always_short_ends_it_with_what_to_do(tmp_path: Path) -> None:
+    data = a_folder_of_chats(tmp_path)
+    made = a_tiny_tune_plan(input=a_volume(data), output=a_volume(tmp_path / "output"))
+    async with a_job(write_arguments(made, tmp_path, data), RAY_memory_usage_threshold="0.01") as job:
+        *_, failed = await job.end()
+    assert isinstance(failed, Failed)
+    # Another cluster may have more room, so this may be tried again.
+    assert (failed.reason, failed.final) == ("NodeOutOfMemory", False)
+    assert re.fullmatch(
+        r"Ray ended the training because memory was short \(\S+ GB of \S+ GB were in use\); lower"
+        " per_device_train_batch_size or max_length in TrainingArguments, or take a larger size",
+        failed.message,
+    )
+
+
 def a_folder_of_chats(folder: Path) -> Path:
     data = folder / "data"
     data.mkdir()
