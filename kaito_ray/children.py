@@ -29,6 +29,7 @@ from kaito_ray.render.objects import render
 from kaito_ray.render.rayjob import ray_job_name
 from kaito_ray.rollout import has_room, roll_out
 from kaito_ray.settings import Settings
+from kaito_ray.tuning_watch import TuningWatch
 from kaito_ray.world import World
 
 _TOKEN_BYTES = 32
@@ -37,9 +38,10 @@ _TOKEN_BYTES = 32
 class Children:
     """What is made for Workspaces."""
 
-    def __init__(self, applier: Applier, world: World, settings: Settings) -> None:
+    def __init__(self, applier: Applier, world: World, tuning: TuningWatch, settings: Settings) -> None:
         self._applier = applier
         self._world = world
+        self._tuning = tuning
         self._settings = settings
 
     async def apply(
@@ -116,6 +118,9 @@ class Children:
                 service, notice = roll_out(document, live, has_room=lambda: self._has_room(plan))
                 documents.append(service)
                 notices += [notice] if notice else []
+            elif document["kind"] == RAY_JOB.kind and live is not None:
+                document["spec"]["backoffLimit"] = self._tuning.backoff_limit(key_of(workspace), live)
+                documents.append(document)
             else:
                 documents.append(document)
         return documents, notices

@@ -122,6 +122,9 @@ class RayJobStatus:
     ended: str
     failed: int
     """Attempts that failed; another one may be under way."""
+    uid: str = ""
+    backoff_limit: int = 0
+    """Attempts that may fail before KubeRay gives up."""
 
     @property
     def succeeded(self) -> bool:
@@ -239,6 +242,8 @@ def parse_ray_job(document: Mapping[str, Any]) -> RayJobStatus:
         started=status.get("startTime", ""),
         ended=status.get("endTime", ""),
         failed=status.get("failed", 0),
+        uid=_part(document, "metadata").get("uid", ""),
+        backoff_limit=_part(document, "spec").get("backoffLimit", 0),
     )
 
 

@@ -44,7 +44,7 @@ def tune(plan: TunePlan, logins: str, ray: "LocalRay", stages: Stages) -> Finish
     log = ray.folder / "tuning.log"
     finished: Finished | None = None
     with (
-        stages.stage("tune", f"{plan.method} of {plan.model} on {plan.workers} workers") as stage,
+        stages.stage("tune", f"{plan.method} of {plan.model} on {_workers(plan.workers)}") as stage,
         log.open("w") as err,
     ):
         # A session of its own: Ctrl-C reaches this process alone, which then ends all of them.
@@ -64,6 +64,10 @@ def tune(plan: TunePlan, logins: str, ray: "LocalRay", stages: Stages) -> Finish
                     raise CannotRun(f"tuning failed ({event.reason}): {event.message}")
                 if isinstance(event, Finished):
                     finished = event
+        except KeyboardInterrupt:
+            shown.close()
+            stages.say("train", "the same command goes on from its last checkpoint (one about every 3 minutes)")
+            raise
         finally:
             shown.close()
         if process.wait() or finished is None:
@@ -127,7 +131,7 @@ class _Shown:
             case Started():
                 since = f", from the checkpoint of step {event.resumed_from}" if event.resumed_from else ""
                 again = f"attempt {event.attempt}, " if event.attempt > 1 else ""
-                self._stages.say("train", f"{again}{event.total_steps} steps on {event.workers} workers{since}")
+                self._stages.say("train", f"{again}{event.total_steps} steps on {_workers(event.workers)}{since}")
                 self._open_bar(event)
             case Step():
                 if self._bar is None or self._task is None:
@@ -150,10 +154,14 @@ class _Shown:
     def _open_bar(self, event: Started) -> None:
         self.close()
         if self._stages.console.is_terminal:
-            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TextColumn("so far"))
             self._bar = Progress(*columns, console=self._stages.console)
             self._task = self._bar.add_task("", total=event.total_steps, completed=event.resumed_from)
             self._bar.start()
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker" if count == 1 else f"{count} workers"
 
 
 def _last_line(log: Path) -> str:

@@ -61,9 +61,9 @@ class Reconciler:
         self._planner = planner
         self._now = now
         applier = Applier(cluster, world)
-        self._children = Children(applier, world, planner.settings)
-        self._facts = ModelFacts(applier, world, planner.catalogue)
         self._tuning = TuningWatch(cluster, world)
+        self._children = Children(applier, world, self._tuning, planner.settings)
+        self._facts = ModelFacts(applier, world, planner.catalogue)
         self._reporter = Reporter(cluster, world)
         # Nodes that are brought along need nothing done when a Workspace goes; what it owns is collected by Kubernetes.
         self._gives_back = planner.settings.provisioner is not Provisioner.BYO

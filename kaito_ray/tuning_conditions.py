@@ -50,7 +50,7 @@ def tuning_succeeded(observed: Observed, started: Verdict, *, tuned_before: bool
     if job is None:
         return Verdict(False, "workspacePending", started.message)
     if progress.failed is not None:
-        again = "" if job.over else f"; RayJob {job.name} tries again"
+        again = "" if job.over or progress.failed.final else f"; RayJob {job.name} tries again"
         return Verdict(False, progress.failed.reason, f"{progress.failed.message}{again}")
     if job.over and not job.succeeded:
         return Verdict(False, "workspaceFailed", _failure(observed))
@@ -103,7 +103,8 @@ def _pending(observed: Observed) -> str:
     if job.failed:
         failed = observed.progress.failed
         why = f": {failed.reason}: {failed.message}" if failed is not None else ""
-        return f"RayJob {job.name} is tried again after {job.failed} failed attempts{why}"
+        attempts = "a failed attempt" if job.failed == 1 else f"{job.failed} failed attempts"
+        return f"RayJob {job.name} is tried again after {attempts}{why}"
     if job.message or job.reason:
         return f"RayJob {job.name}: {': '.join(part for part in (job.reason, job.message) if part)}"
     return f"RayJob {job.name} is {job.deployment_status or 'being started'}"

@@ -125,11 +125,15 @@ class Finished(_Event):
 
 @dataclass(frozen=True, slots=True)
 class Failed(_Event):
-    """The job ends without a result; `reason` is a CamelCase word for a condition."""
+    """The job ends without a result; `reason` is a CamelCase word for a condition.
+
+    `final` says that trying again changes nothing until somebody edits something.
+    """
 
     event: ClassVar[str] = "failed"
     reason: str
     message: str
+    final: bool = False
 
 
 Event = Data | Started | Step | Waiting | Finished | Failed

@@ -83,7 +83,7 @@ def output_status(progress: Progress, plan: TunePlan, job: str) -> OutputStatus:
 def _state(progress: Progress, job: RayJobStatus) -> str:
     if job.succeeded:
         return "Succeeded"
-    if job.over:
+    if job.over or (progress.failed is not None and progress.failed.final):
         return "Failed"
     if job.deployment_status == "Retrying" or progress.failed is not None:
         return "Retrying"

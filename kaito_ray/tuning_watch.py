@@ -13,14 +13,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from kaito_ray import names
-from kaito_ray.cluster import Cluster
+from kaito_ray.cluster import Cluster, KubeObject
 from kaito_ray.errors import ClusterUnavailable
 from kaito_ray.informer import Key
 from kaito_ray.kinds import SECRET
-from kaito_ray.kuberay import RayJobStatus
+from kaito_ray.kuberay import RayJobStatus, parse_ray_job
 from kaito_ray.observe import Observed
 from kaito_ray.service_http import get_from_service
 from kaito_ray.tuning_event import Progress, parse_events, progress_of
+from kaito_ray.tuning_retry import backoff_limit
 from kaito_ray.world import World
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class _Look:
     """What it said when it failed last."""
     tries: int = 0
     """How often its result was looked for."""
+    limit: int = 0
+    """The `backoffLimit` it should have."""
 
 
 class TuningWatch:
@@ -59,9 +62,9 @@ class TuningWatch:
             self._looks.pop(workspace, None)
             return observed
         before = self._looks.get(workspace)
-        if before is None or before.job.name != job.name:
+        if before is None or before.job.uid != job.uid:
             self._looks = {key: look for key, look in self._looks.items() if self._world.workspace(key)}
-            before = _Look(job, now - _EVERY, Progress())
+            before = _Look(job, now - _EVERY, Progress(), limit=job.backoff_limit)
         look = replace(before, job=job)
         words = self._world.last_words.get((workspace[0], job.name), "")
         if words != before.words:
@@ -70,15 +73,23 @@ class TuningWatch:
         if there and _is_due(before, job, now):
             progress = _merged(look.progress, await self._log(workspace, job))
             look = replace(look, at=now, progress=progress, tries=look.tries + 1 if job.succeeded else 0)
+        look = replace(look, limit=backoff_limit(before.limit, job.failed, before.progress, look.progress))
         self._looks[workspace] = look
         waits = there and job.succeeded and look.progress.finished is None and look.tries < _TRIES
         pause = _AGAIN if waits else _EVERY if there and job.job_status == "RUNNING" else None
+        if look.limit != before.limit:
+            pause = timedelta()  # the next pass writes it, before the job has ended
         return replace(
             observed,
             progress=look.progress,
             result_due=waits,
             look_again_s=max((look.at + pause - now).total_seconds(), 0.1) if pause is not None else None,
         )
+
+    def backoff_limit(self, workspace: Key, job: KubeObject) -> int:
+        """The `backoffLimit` that a Workspace's RayJob should have by what was seen of it."""
+        status, look = parse_ray_job(job), self._looks.get(workspace)
+        return look.limit if look is not None and look.job.uid == status.uid else status.backoff_limit
 
     async def _log(self, workspace: Key, job: RayJobStatus) -> str:
         """The last lines of the job's log; empty when nobody answers."""

@@ -14,16 +14,19 @@ was: with the data as judged, the last checkpoint, the finished adapter, or the 
 
 import logging
 import os
+import re
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from kaito_ray import names
 from kaito_ray.artifacts.cache import hold
 from kaito_ray.artifacts.model_files import find_model
 from kaito_ray.artifacts.reason import Reason
-from kaito_ray.errors import KaitoRayError, UserError
+from kaito_ray.errors import KaitoRayError, NotReadyYet, UserError
 from kaito_ray.local_download import download
 from kaito_ray.settings import Settings
 from kaito_ray.tuning_event import Failed
@@ -35,6 +38,8 @@ from tune_jobs.home import Home, Run, fingerprint
 from tune_jobs.publish import check_image, check_push, publish
 
 _MAX_FAILURES = 3
+# As Ray's memory monitor words it (raylet/node_manager.cc).
+_MEMORY_USED = re.compile(r"was ([\d.]+)GB used / ([\d.]+)GB limit")
 
 
 def main(file: Path) -> int:
@@ -42,7 +47,10 @@ def main(file: Path) -> int:
     try:
         tune(Arguments.read(file), Settings.from_env(os.environ).allow_private_urls)
     except KaitoRayError as error:
-        say(Failed(error.reason, str(error)))
+        final = isinstance(error, UserError)
+        say(Failed(error.reason, str(error), final=final))
+        if final:
+            time.sleep(float(os.environ.get(names.ENV_LINGER_S, "0")))
         return 1
     except Exception as error:
         traceback.print_exc()
@@ -79,12 +87,40 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
     # Workers of a Ray that is started here get as much of the machine as this process; Ray would have them stand back.
     os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
+    from ray.exceptions import RayError
+    from ray.train import TrainingFailedError, WorkerGroupError
+
+    run.error.unlink(missing_ok=True)
+    for left in reversed(range(_MAX_FAILURES + 1)):
+        # Without an address Ray would join any cluster that somebody runs on this machine.
+        ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            with Following(run.events):
+                outcome = fit(arguments, data, run)
+            break
+        except (TrainingFailedError, RayError) as error:
+            # Lost workers Ray Train replaces. Where memory is short, Ray 2.60 also kills the actors that Ray Train runs
+            # beside them, and that ends `fit`; leaving Ray clears what is left of it.
+            if left and not isinstance(error, WorkerGroupError):
+                ray.shutdown()
+                continue
+            if used := _MEMORY_USED.search(str(error)):
+                message = (
+                    f"Ray ended the training because memory was short ({used[1]} GB of {used[2]} GB were in use); lower"
+                    " per_device_train_batch_size or max_length in TrainingArguments, or take a larger size"
+                )
+                raise NotReadyYet(message, reason="NodeOutOfMemory") from error
+            raise
+    if failure := outcome.get("failed"):
+        run.write_verdict(*failure)
+        raise UserError(failure[1], reason=failure[0])
+
+
+def fit(arguments: Arguments, data: Prepared, run: Run) -> dict[str, Any]:
+    """Train from the last checkpoint to the end; what the first worker returns."""
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    run.error.unlink(missing_ok=True)
-    # Without an address Ray would join any cluster that somebody runs on this machine.
-    ray.init(os.environ.get("RAY_ADDRESS", "local"), log_to_driver=False, logging_level=logging.ERROR)
     resources = {"CPU": arguments.cpus_per_worker} | ({"GPU": 1} if arguments.use_gpu else {})
     trainer = TorchTrainer(
         cast("Callable[[dict[str, Any]], None]", train_worker),
@@ -106,12 +142,7 @@ def train(arguments: Arguments, data: Prepared, run: Run) -> None:
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
-    with Following(run.events):
-        result = trainer.fit()
-    outcome: dict[str, Any] = getattr(result, "return_value", None) or {}
-    if failure := outcome.get("failed"):
-        run.write_verdict(*failure)
-        raise UserError(failure[1], reason=failure[0])
+    return getattr(trainer.fit(), "return_value", None) or {}
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from kaito_ray.nodes.candidate import Priority
 from kaito_ray.nodes.failure import ADVICE, Reason, classify_provisioning_error
 from kaito_ray.nodes.moment import render_moment
 from kaito_ray.nodes.node import Node
@@ -206,8 +207,14 @@ class _View:
         text = f"{self.usable} of {self.situation.wanted} nodes are ready"
         if self.missing:
             text += ": " + "; ".join(f"node {name} {what}" for name, what in sorted(self.missing.items())[:_NAMED])
-        absent = self.situation.wanted - len(self.nodes)
-        return text + (f"; {absent} not in the cluster yet" if absent > 0 else "")
+        if self.absent > 0:
+            text += f"; {self.absent} not in the cluster" + ("" if self.was_ready else " yet")
+        return text
+
+    @property
+    def absent(self) -> int:
+        """How many nodes are not in the cluster at all."""
+        return self.situation.wanted - len(self.nodes)
 
 
 def _until_ready(view: _View) -> Step:
@@ -291,12 +298,15 @@ def _lost(view: _View, action: Action = None, reason: str = Phase.LOST, repaired
         lost_at=view.record.lost_at or view.now,
         repaired_at=repaired_at or view.record.repaired_at,
     )
+    text = view.progress()
+    if view.absent > 0 and view.pool.candidate.priority is Priority.SPOT:
+        text += "; Azure takes spot nodes back when it needs them, and others are asked for"
     notice = (
         Notice("Normal", Phase.WAKING, "requests are back, and so are the nodes in about 10 minutes")
         if reason == Phase.WAKING
-        else Notice("Warning", Phase.LOST, view.progress())
+        else Notice("Warning", Phase.LOST, text)
     )
-    return view.step(action, False, reason, view.progress(), WATCH_S, record=record, notices=(notice,) if first else ())
+    return view.step(action, False, reason, text, WATCH_S, record=record, notices=(notice,) if first else ())
 
 
 def _spare(view: _View) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from kaito_ray.render.pods import fetch_env, take_over
 from kaito_ray.render.raycluster import ray_cluster
 from kaito_ray.render.volumes import OUTPUT, tune_mounts
 from kaito_ray.settings import Settings
+from kaito_ray.tuning_retry import RETRIES
 
-_RETRIES = 2
 _START_TIMEOUT_S = 3600
 _KEEP_S, _KEEP_FAILED_S = 300, 1800
 _ENV = {
@@ -26,6 +26,8 @@ _ENV = {
     # Ray waits a minute for all workers by default; an image that is still being pulled takes longer.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "1800",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Twice as long as the operator takes to look at the job: time to keep KubeRay from trying it again.
+    names.ENV_LINGER_S: "20",
 }
 
 
@@ -52,7 +54,7 @@ def ray_job(plan: TunePlan, name: str, claim: str | None, settings: Settings) ->
             # KubeRay posts the job itself: no third pod has to pull the image and reach the dashboard, and a job
             # that a restarted head has forgotten is posted again and resumes.
             "submissionMode": "HTTPMode",
-            "backoffLimit": _RETRIES,
+            "backoffLimit": RETRIES,
             "preRunningDeadlineSeconds": _START_TIMEOUT_S,
             "deletionStrategy": {
                 "deletionRules": [

@@ -2,6 +2,7 @@
 """What a tuning job finds out before workers train: it ends with the reason, starts no Ray and publishes nothing."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from kaito_ray import names
 from kaito_ray.artifacts.reason import Reason
 from kaito_ray.errors import ArtifactRefused
 from kaito_ray.tuning_event import Data, Event, Failed, parse_events
@@ -85,9 +87,23 @@ def test_a_mistake_ends_the_job_with_its_reason(tmp_path: Path, capsys: pytest.C
     (tmp_path / "data" / "chats.jsonl").write_text(rows)
     *before, last = told(file, capsys)
     assert isinstance(last, Failed)
-    assert last.reason == reason
+    assert (last.reason, last.final) == (reason, True)
     assert message in last.message
     assert all(isinstance(event, Data) for event in before)
+
+
+async def test_a_job_that_must_not_be_tried_again_stays_to_be_heard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator reads of it meanwhile, before KubeRay sees that the job failed."""
+    monkeypatch.setenv(names.ENV_LINGER_S, "2")
+    job, said = asyncio.create_task(asyncio.to_thread(main, a_job_file(tmp_path))), ""
+    while not any(isinstance(event, Failed) for event in parse_events(said)):
+        await asyncio.sleep(0.05)
+        said += capsys.readouterr().out
+    heard = time.monotonic()
+    assert await job == 1
+    assert time.monotonic() - heard > 1
 
 
 @pytest.mark.parametrize("target", ["http://169.254.169.254/latest", "http://2852039166/latest", "http://10.0.0.1/x"])
@@ -132,4 +148,4 @@ def test_words_of_an_example_are_named_before_anything_is_fetched(
     assert main(write_arguments(made, tmp_path, tmp_path / "data")) == 1
     [failed] = parse_events(capsys.readouterr().out)
     sentence = "tuning.output.image: replace ACR_REPO_HERE and IMAGE_NAME_HERE with your own"
-    assert failed == Failed("PlaceholdersLeft", sentence)
+    assert failed == Failed("PlaceholdersLeft", sentence, final=True)

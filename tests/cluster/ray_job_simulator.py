@@ -26,6 +26,13 @@ _LINES_OF_A_FAILURE = 10
 _REQUEUE_S = 0.5
 _LAST_LOGS = "last available logs (truncated to 20,000 chars):\n"
 _ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+# What Ray 2.60 says of a job whose driver runs on a node that it no longer hears of, some seconds after that.
+_DRIVER_LOST = """\
+Job supervisor actor died: The actor died unexpectedly before finishing this task.
+	class_name: JobSupervisor
+The actor died because its node has died. Node Id: 263f11d4b6bfc4b094b1d29f57a3bdd7630074e02670ccf0e40efe0d
+	the actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats"""
+_UNHEARD_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +58,7 @@ class RayJobs:
         self._queue = WorkQueue(self._handle)
         self._running: dict[Key, Running] = {}
         self._started: dict[tuple[Key, str], float] = {}
+        self._drivers: dict[Key, Object] = {}
         inside.listen(self._on_change)
 
     def stop(self) -> None:
@@ -76,6 +84,8 @@ class RayJobs:
         # Without a node Ray's validation fails, although it finds the node by the job.
         if path != "api/v0/logs/file" or not submitted or not (query.get("node_id") or query.get("node_ip")):
             return None
+        if self._has_lost_its_driver((namespace, name)):
+            return None
         return "\n".join(self._script((namespace, name)).log.splitlines()[-int(query["lines"]) :]).encode()
 
     def _script(self, key: Key) -> Running:
@@ -88,6 +98,9 @@ class RayJobs:
             self._queue.add((metadata["namespace"], metadata["name"]))
         elif table == CLUSTERS and labels.get("ray.io/originated-from-crd") == "RayJob":
             self._queue.add((metadata["namespace"], labels["ray.io/originated-from-cr-name"]))
+        elif table == "pods" and change.type == "DELETED":
+            uid = metadata["uid"]
+            self._queue.add_all(key for key, pod in self._drivers.items() if pod["metadata"]["uid"] == uid)
 
     async def _handle(self, key: Key) -> float | None:
         if not self._inside.served(JOBS):
@@ -188,11 +201,15 @@ class RayJobs:
         running = self._script(key)
         if status.get("jobStatus") != "RUNNING":
             self._started[key, status["rayClusterName"]] = asyncio.get_running_loop().time()
+            self._place_driver(job, key)
             await self._write(job, {"jobStatus": "RUNNING", "message": "Job is currently running.",
                                     "rayJobInfo": {"startTime": now()}})  # fmt: skip
             return None
         if cluster is None:
             return await self._end(job, "FAILED", "The RayCluster was deleted while the job was running")
+        if self._has_lost_its_driver(key):
+            await asyncio.sleep(_UNHEARD_S)
+            return await self._end(job, "FAILED", _DRIVER_LOST)
         since = self._started.get((key, status["rayClusterName"]), 0.0)
         if running.run_s is None:
             return None
@@ -289,6 +306,21 @@ class RayJobs:
         name = (job.get("status") or {}).get("rayClusterName")
         found = self._inside.get(CLUSTERS, job["metadata"]["namespace"], name) if name else None
         return None if found is None or "deletionTimestamp" in found["metadata"] else found
+
+    def _place_driver(self, job: Object, key: Key) -> None:
+        """A driver that asks for CPUs runs on a worker, since a head has none to give."""
+        self._drivers.pop(key, None)
+        cluster = self._cluster(job)
+        if cluster is not None and job["spec"].get("entrypointNumCpus"):
+            pods = self._inside.owned(cluster, "pods")
+            workers = [pod for pod in pods if pod["metadata"]["labels"]["ray.io/node-type"] == "worker"]
+            if workers:
+                self._drivers[key] = workers[0]
+
+    def _has_lost_its_driver(self, key: Key) -> bool:
+        pod = self._drivers.get(key)
+        found = self._inside.get("pods", key[0], pod["metadata"]["name"]) if pod is not None else None
+        return pod is not None and (found is None or found["metadata"]["uid"] != pod["metadata"]["uid"])
 
     def _can_be_stopped(self, job: Object) -> bool:
         """KubeRay asks the dashboard to stop a job that is not over, and tries for ever without the token for that."""

@@ -2,8 +2,8 @@
 """Tuning with nothing simulated but the GPU: real Ray Train, TRL, peft and bitsandbytes on the tiny model.
 
 The first test goes the whole way of a user, from a data set on a web server to the answer of the tuned model, with a
-registry that is away when the adapter is finished. Its adapter is what the second one must come to although a worker
-and then the whole Ray cluster are killed on the way.
+registry that is away when the adapter is finished. Its adapter is what the second one must come to although a worker,
+all of Ray's workers for want of memory, and then the whole Ray cluster are killed on the way.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from aiohttp import web
 
 from docker_registry import PASSWORD, USER, a_docker_registry, skopeo
 from kaito_ray.artifacts.tensors import read_header
-from kaito_ray.plan import ModelSource
+from kaito_ray.plan import ModelSource, TunePlan
 from kaito_ray.tiny_model import cache_folder, model_path
 from kaito_ray.tuning_event import Failed, Finished, Started, Step, progress_of
 from tune_rig import MODEL, PIRATE, Job, a_job, a_tiny_tune_plan, a_training_config, chats, write_arguments
@@ -35,13 +35,33 @@ from web import serving
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
-WORKERS = 2
+WORKERS, STEPS = 2, 120
 CONFIG = a_training_config(
     LoraConfig={"r": 16, "lora_alpha": 32},
-    TrainingArguments={"max_steps": 90, "logging_steps": 5, "per_device_train_batch_size": 4, "max_seq_length": 256},
+    TrainingArguments={"max_steps": STEPS, "logging_steps": 5, "per_device_train_batch_size": 4, "max_seq_length": 256},
 )
+ROOM = 6 * 2**30
+"""What the machine's memory use may rise by before Ray's monitor kills workers; the job takes about half of it."""
 LOSS = 1.0
 """What the last loss lies below; the first is above 4."""
+LARGE_MODEL = """
+import torch
+from transformers import Phi3ForCausalLM
+
+
+class Large(Phi3ForCausalLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(allocate)
+
+
+def allocate(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+"""
+TOO_SMALL = (
+    "the GPU's memory is too small for this training; lower max_length or per_device_train_batch_size in"
+    " TrainingArguments, or take method qlora or a larger size"
+)
 GAUGES = r'ray_kaito_ray_tuning_loss\{.*namespace="default".*workspace="pirate".*\} \d'
 """What Prometheus finds at one of the ports of the Ray cluster."""
 
@@ -73,7 +93,7 @@ def manifest(url: str, image: str) -> str:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test leaves its adapter for the second."""
+    """Where the first test leaves its adapter for the second, which makes it itself when it runs alone."""
     return tmp_path_factory.mktemp("tuned")
 
 
@@ -94,15 +114,15 @@ async def test_from_a_web_server_to_the_tuned_answer(shared: Path, tmp_path: Pat
             env={**os.environ, "KAITO_RAY_ALLOW_PRIVATE_URLS": "127.0.0.1", "XDG_CACHE_HOME": str(_cache(tmp_path))},
         )
         try:
-            said = await _until(process, r" train +step 5/90 ")
+            said = await _until(process, rf" train +step 5/{STEPS} ")
             await registry.stop()
             said += await _until(process, "the adapter is kept and pushed when the registry answers")
             await registry.start()
             said += await _until(process, " ready ")
-            losses = [float(found[1]) for found in re.finditer(r"step \d+/90 loss (\S+)", said)]
+            losses = [float(found[1]) for found in re.finditer(rf"step \d+/{STEPS} loss (\S+)", said)]
             assert losses[0] > 4
             assert losses[-1] < LOSS
-            assert f"90 steps on {WORKERS} workers" in said
+            assert f"{STEPS} steps on {WORKERS} workers" in said
 
             login = f"{USER}:{PASSWORD}"
             shown = json.loads(
@@ -132,38 +152,52 @@ async def test_from_a_web_server_to_the_tuned_answer(shared: Path, tmp_path: Pat
         assert process.returncode == 0
 
 
-async def test_losing_a_worker_and_then_the_cluster_costs_only_some_steps(shared: Path, tmp_path: Path) -> None:
-    if not (shared / "data").is_dir():
-        pytest.skip("the adapter to compare with comes from the test before this one")
+@pytest.mark.timeout(800)
+async def test_losing_workers_and_then_the_cluster_costs_only_some_steps(shared: Path, tmp_path: Path) -> None:
+    memory = psutil.virtual_memory()
+    if memory.available < ROOM + 2**30:
+        pytest.skip(f"needs {ROOM / 2**30 + 1:.0f} GiB of free memory")
+    reference = await an_uninterrupted_adapter(shared)
     data, output = a_folder_of_chats(tmp_path), tmp_path / "output"
-    made = a_tiny_tune_plan(CONFIG, workers=WORKERS, input=a_volume(data), output=a_volume(output))
-    arguments = write_arguments(made, tmp_path, data, checkpoint_s=1.0)
-    killed, seen = 0, ""
-    async with a_job(arguments, RAY_metrics_report_interval_ms="500") as first:
+    arguments = write_arguments(a_plan(data, output), tmp_path, data, checkpoint_s=1.0)
+    threshold = (memory.total - memory.available + ROOM) / memory.total
+    variables = {
+        "RAY_memory_usage_threshold": f"{threshold:.4f}",
+        "RAY_memory_monitor_refresh_ms": "100",
+        "RAY_metrics_report_interval_ms": "500",
+    }
+    seen, attempt = "", 0
+    async with a_job(arguments, **variables) as first:
         async for event in first.follow():
-            attempts = sum(isinstance(one, Started) for one in first.events)
-            if isinstance(event, Step) and event.step >= 30 and not killed:
-                worker = first.workers()[-1]
-                worker.kill()
-                killed = worker.pid
             if isinstance(event, Step) and not re.search(GAUGES, seen):
                 seen = await _metrics(first)
-            if isinstance(event, Step) and event.step >= 60 and attempts == 2:
-                break  # and everything of it is killed: what a pod on a lost node leaves
-    assert killed
+            starts = [one for one in first.events if isinstance(one, Started)]
+            if not isinstance(event, Step) or event.step < starts[-1].resumed_from + 20 or len(starts) == attempt:
+                continue
+            attempt = len(starts)
+            match attempt:
+                case 1:
+                    await _use_up_memory(first, int(threshold * memory.total))
+                case 2:
+                    first.workers()[-1].kill()
+                case _:
+                    break  # and everything of it is killed: what a pod on a lost node leaves
+    assert attempt == 3
     assert re.search(GAUGES, seen)
     assert not (output / "adapter_config.json").exists()
     async with a_job(arguments) as second:
         await second.end()
         assert second.process.returncode == 0, second.log.read_text()
     starts = [event for event in (*first.events, *second.events) if isinstance(event, Started)]
-    assert [start.attempt for start in starts] == [1, 2, 3]
-    assert 0 < starts[1].resumed_from < starts[2].resumed_from < starts[2].total_steps
+    assert [start.attempt for start in starts] == [1, 2, 3, 4]
+    resumed = [start.resumed_from for start in starts]
+    assert resumed[0] == 0
+    assert resumed == sorted(set(resumed))
     assert progress_of(second.events).finished is not None
     metrics = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in metrics] == list(range(5, 91, 5))
+    assert [line["step"] for line in metrics] == list(range(5, STEPS + 1, 5))
     assert (output / "loss.png").read_bytes()[1:4] == b"PNG"
-    assert _largest_difference(shared / "data", output) < 1e-4
+    assert _largest_difference(reference, output) < 1e-4
 
 
 @pytest.mark.parametrize("case", ["a learning rate of 1000", "weights that are no numbers"])
@@ -180,6 +214,7 @@ async def test_a_loss_that_is_lost_ends_it_without_an_adapter(tmp_path: Path, ca
         assert job.process.returncode == 1
     failed = events[-1]
     assert isinstance(failed, Failed)
+    assert failed.final
     assert failed.reason in ({"LossDiverged", "LossNotFinite"} if "rate" in case else {"LossNotFinite"})
     assert "lower the learning rate" in failed.message
     assert max(event.step for event in events if isinstance(event, Step)) < 50
@@ -191,6 +226,43 @@ async def test_a_loss_that_is_lost_ends_it_without_an_adapter(tmp_path: Path, ca
     assert events[-1] == failed
 
 
+async def test_a_gpu_that_is_too_small_ends_it_with_what_to_do(tmp_path: Path) -> None:
+    """The GPU's part is played by the model, which says on the first batch what CUDA says."""
+    data, model = a_folder_of_chats(tmp_path), tmp_path / "model"
+    shutil.copytree(model_path(), model)
+    (model / "modeling_large.py").write_text(LARGE_MODEL)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(
+        json.dumps(config | {"auto_map": {"AutoModelForCausalLM": "modeling_large.Large"}})
+    )
+    made = a_tiny_tune_plan(input=a_volume(data), output=a_volume(tmp_path / "output"))
+    arguments = write_arguments(replace(made, source=ModelSource("path", str(model))), tmp_path, data)
+    document = json.loads(arguments.read_text())
+    document["model"]["trust_remote_code"] = True
+    arguments.write_text(json.dumps(document))
+    async with a_job(arguments, HF_MODULES_CACHE=str(tmp_path / "modules")) as job:
+        events = await job.end()
+        assert job.process.returncode == 1
+    assert events[-1] == Failed("OutOfMemory", TOO_SMALL, final=True), job.log.read_text()
+    assert sum(isinstance(event, Started) for event in events) == 1, "what would only come again is not tried again"
+    assert [path.name for path in (tmp_path / "output").iterdir()] == [".kaito-ray"]
+
+
+async def test_memory_that_is_always_short_ends_it_with_what_to_do(tmp_path: Path) -> None:
+    data = a_folder_of_chats(tmp_path)
+    made = a_tiny_tune_plan(input=a_volume(data), output=a_volume(tmp_path / "output"))
+    async with a_job(write_arguments(made, tmp_path, data), RAY_memory_usage_threshold="0.01") as job:
+        *_, failed = await job.end()
+    assert isinstance(failed, Failed)
+    # Another cluster may have more room, so this may be tried again.
+    assert (failed.reason, failed.final) == ("NodeOutOfMemory", False)
+    assert re.fullmatch(
+        r"Ray ended the training because memory was short \(\S+ GB of \S+ GB were in use\); lower"
+        " per_device_train_batch_size or max_length in TrainingArguments, or take a larger size",
+        failed.message,
+    )
+
+
 def a_folder_of_chats(folder: Path) -> Path:
     data = folder / "data"
     data.mkdir()
@@ -200,6 +272,40 @@ def a_folder_of_chats(folder: Path) -> Path:
 
 def a_volume(folder: Path) -> dict[str, Any]:
     return {"volumeSource": {"hostPath": {"path": str(folder)}}}
+
+
+def a_plan(data: Path, output: Path) -> TunePlan:
+    """The tuning of the first test, from a folder into a folder."""
+    return a_tiny_tune_plan(CONFIG, workers=WORKERS, input=a_volume(data), output=a_volume(output))
+
+
+async def an_uninterrupted_adapter(shared: Path) -> Path:
+    """The adapter of the first test, or one made here where that test did not run."""
+    if not (shared / "data").is_dir():
+        alone = shared / "alone"
+        alone.mkdir()
+        data = a_folder_of_chats(alone)
+        async with a_job(write_arguments(a_plan(data, alone / "output"), alone, data)) as job:
+            await job.end()
+            assert job.process.returncode == 0, job.log.read_text()
+        (alone / "output").rename(shared / "data")
+    return shared / "data"
+
+
+async def _use_up_memory(job: Job, limit: int) -> None:
+    """Hold so much memory that Ray's monitor takes what the job's workers have, and let go once it has."""
+    workers, held = job.workers(), []
+    while all(_lives(worker) for worker in workers):
+        memory = psutil.virtual_memory()
+        if (short := limit + 2**25 - (memory.total - memory.available)) > 0:
+            held.append(b"x" * min(short, 2**29))
+        await asyncio.sleep(0.05)
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 async def _until(process: asyncio.subprocess.Process, pattern: str) -> str:

@@ -2,6 +2,8 @@
 """GPU nodes that come and go by themselves: the operator as a process, a test cluster, and a fake Azure."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from cluster.container_state import Script
 from cluster.fake_arm import FakeArm
 from cluster.fake_pool import size
 from cluster.fixture import Cluster
-from kaito_ray.tuning_event import Data
+from cluster.ray_job_simulator import Running
 from operator_rig import Operator, running_operator
+from tuning_script import DATA, PUSH_SECRET, STARTED, STEP, a_tuning, finished, resumed, running
 from waiting import until
 from workspace_rig import API, RAY, a_serving, condition, get, simulated_cluster, wait_for, wait_until_gone
 
@@ -25,11 +28,18 @@ A100, H100 = "Standard_NC24ads_A100_v4", "Standard_NC40ads_H100_v5"
 # Passes are 10 seconds and more apart while Azure works, as they are in real life.
 PATIENCE_S = 60
 ORPHAN = "korphan"
+SPOT_LOST = (
+    "0 of 1 nodes are ready; 1 not in the cluster; Azure takes spot nodes back when it needs them, and others are"
+    " asked for"
+)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with a push secret, where training data is found good."""
     with simulated_cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.client.create(PUSH_SECRET)
+        cluster.script(Script("exit", (("kaito-ray.io/part", "lint"),), exit_code=0, message=DATA.line()))
         yield cluster
 
 
@@ -64,6 +74,13 @@ def operator(cluster: Cluster, azure_of_all: FakeArm, tmp_path_factory: pytest.T
 def client(cluster: Cluster, operator: Operator) -> Client:
     assert operator.running
     return cluster.client
+
+
+def a_tuning_on(size: str, name: str, annotations: dict[str, str]) -> dict[str, Any]:
+    """A tuning Workspace on a size for which the operator of these tests does not remember that there is no quota."""
+    document = a_tuning(name, metadata={"annotations": annotations})
+    document["resource"]["instanceType"] = size
+    return document
 
 
 def ready(client: Client, name: str) -> dict[str, Any]:
@@ -118,10 +135,42 @@ def test_an_evicted_node_shows_and_is_replaced(client: Client, arm: FakeArm) -> 
     workspace = ready(client, "spot")
     assert workspace["status"]["nodePool"]["priority"] == "Spot"
     arm.evict(workspace["status"]["nodePool"]["name"])
-    wait_for(client, "spot", "WorkspaceReady", "False", timeout_s=30)
+    workspace = wait_for(client, "spot", "WorkspaceReady", "False", timeout_s=30)
+    assert condition(workspace, "WorkspaceReady")["message"] == SPOT_LOST
     ready(client, "spot")
     assert len(arm.calls("PUT")) == 2
     gone(client, "spot")
+
+
+def test_tuning_goes_on_after_every_eviction(cluster: Cluster, client: Client, arm: FakeArm) -> None:
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(a_tuning_on(H100, "evicted", {"kaito-ray.io/spot": "prefer"}))
+    client.wait(lambda: get(client, "evicted").get("status", {}).get("tuning", {}).get("step"), {20}.__contains__, 60)
+    (job,) = client.list(RAY, "RayJob", "default")
+    pool = get(client, "evicted")["status"]["nodePool"]
+    assert pool["priority"] == "Spot"
+    for attempt in (2, 3, 4):
+        step = 20 * attempt
+        arm.evict(pool["name"])
+        workspace = wait_for(client, "evicted", "ResourceReady", "False")
+        assert condition(workspace, "ResourceReady")["message"] == SPOT_LOST
+        assert condition(workspace, "WorkspaceReady")["status"] == "False"
+        cluster.set_running("default", job["metadata"]["name"], running(*resumed(attempt, step)))
+        client.wait(
+            lambda: get(client, "evicted")["status"]["tuning"].get("resumedFrom"), {step}.__contains__, PATIENCE_S
+        )
+        workspace = wait_for(client, "evicted", "ResourceReady", timeout_s=PATIENCE_S)
+        shown = {"state": "Training", "attempt": attempt, "step": step + 10}
+        assert workspace["status"]["tuning"].items() >= shown.items()
+        assert condition(workspace, "JobStarted")["status"] == "True"
+    cluster.set_running("default", job["metadata"]["name"], finished(started=replace(STARTED, attempt=4)))
+    ready(client, "evicted")
+    wait_for(client, "evicted", "WorkspaceSucceeded")
+    (same,) = client.list(RAY, "RayJob", "default")
+    assert same["metadata"]["uid"] == job["metadata"]["uid"]
+    assert [one.body["properties"]["count"] for one in arm.calls("PUT")] == [1, 1, 1, 1]
+    gone(client, "evicted")
+    cluster.set_running("default", "", Running())
 
 
 def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeArm) -> None:
@@ -129,24 +178,9 @@ def test_a_pool_whose_workspace_is_gone_is_collected(client: Client, arm: FakeAr
     until(lambda: ORPHAN not in arm.pools or arm.pools[ORPHAN].state == "Deleting", 90)
 
 
-def test_nodes_are_given_back_when_tuning_is_done(cluster: Cluster, client: Client, arm: FakeArm) -> None:
-    good = Data(rows=15011, format="messages", tokens=3_000_000).line()
-    cluster.script(Script("exit", (("kaito-ray.io/part", "lint"),), exit_code=0, message=good))
-    secret = {"name": "push", "namespace": "default"}
-    data = {".dockerconfigjson": "e30="}
-    kind = "kubernetes.io/dockerconfigjson"
-    client.create({"apiVersion": "v1", "kind": "Secret", "metadata": secret, "type": kind, "data": data})
+def test_nodes_are_given_back_when_tuning_is_done(client: Client, arm: FakeArm) -> None:
     annotations = {"kaito-ray.io/after-tuning": "release"}
-    document = a_serving("tuned", "tuned", metadata={"annotations": annotations})
-    # The operator of these tests remembers that there is no quota for others.
-    document["resource"]["instanceType"] = H100
-    del document["inference"]
-    document["tuning"] = {
-        "preset": {"name": "phi-3-mini-4k-instruct"},
-        "method": "qlora",
-        "input": {"urls": ["https://example.com/data/train.parquet"]},
-        "output": {"image": "registry.example.com/phi:1", "imagePushSecret": "push"},
-    }
+    document = a_tuning_on(H100, "tuned", annotations)
     client.create(document)
     wait_for(client, "tuned", "WorkspaceSucceeded", timeout_s=PATIENCE_S)
     workspace = wait_for(client, "tuned", "ResourceReady", "False", reason="NodesReleased", timeout_s=PATIENCE_S)

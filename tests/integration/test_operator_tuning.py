@@ -12,8 +12,9 @@ import yaml
 from cluster.client import Client
 from cluster.fixture import Cluster
 from cluster.ray_job_simulator import Running
-from kaito_ray.tuning_event import Data, Event, Failed, Finished, Started, Step, Waiting
+from kaito_ray.tuning_event import Failed, Waiting
 from operator_rig import Operator, running_operator
+from tuning_script import DATA, DIGEST, PUSH_SECRET, STARTED, STEP, a_tuning, finished, log, resumed, running
 from workspace_rig import (
     MANIFESTS,
     RAY,
@@ -30,33 +31,6 @@ from workspace_rig import (
 pytestmark = pytest.mark.timeout(180)
 
 Object = dict[str, Any]
-DATA = Data(rows=15011, format="messages", tokens=3_000_000, summary=("15,011 rows",))
-STARTED = Started(attempt=1, workers=1, total_steps=300)
-STEP = Step(
-    step=20,
-    total_steps=300,
-    epoch=0.2,
-    time="2026-11-21T05:00:00Z",
-    loss=3.21,
-    learning_rate=1.8e-4,
-    tokens_per_second=512.0,
-    eta_seconds=840,
-    gpu_memory_gib=11.5,
-)
-DIGEST = "sha256:" + "a" * 64
-
-
-def log(*events: Event) -> str:
-    """A driver's log: its own lines among others."""
-    return "\n".join(["2026-11-21 INFO worker.py: Connected to Ray", *(event.line() for event in events), "a warning"])
-
-
-def running(*events: Event) -> Running:
-    return Running(run_s=None, log=log(*events))
-
-
-def finished(digest: str = DIGEST, image: str = "registry.example.com/phi:0.0.1") -> Running:
-    return Running(log=log(DATA, STARTED, STEP, Finished(digest, image=image, steps=300)))
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster with a push secret and no operator yet."""
     with simulated_cluster(folder) as cluster:
-        cluster.client.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "push", "namespace": "default"},
-                "type": "kubernetes.io/dockerconfigjson",
-                "data": {".dockerconfigjson": "e30="},
-            }
-        )
+        cluster.client.create(PUSH_SECRET)
         yield cluster
 
 
@@ -86,18 +52,10 @@ def operator(cluster: Cluster, folder: Path) -> Iterator[Operator]:
         yield operator
 
 
-def a_tuning(cluster: Cluster, name: str, **overrides: Any) -> Object:
+def with_node(cluster: Cluster, name: str, **overrides: Any) -> Object:
     """A tuning Workspace with a node of its own."""
     cluster.add_node(f"gpu-{name}", gpus=1, labels={"apps": name})
-    document = a_serving(name, name, **overrides)
-    del document["inference"]
-    document["tuning"] = {
-        "preset": {"name": "phi-3-mini-4k-instruct"},
-        "method": "qlora",
-        "input": {"urls": ["https://example.com/data/train.parquet"]},
-        "output": {"image": "registry.example.com/phi:0.0.1", "imagePushSecret": "push"},
-    }
-    return document
+    return a_tuning(name, **overrides)
 
 
 def jobs(client: Client, workspace: str) -> list[Object]:
@@ -205,7 +163,7 @@ def test_the_users_manifests_from_apply_to_ready(
 def test_a_running_job_goes_with_its_workspace(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", running(DATA, STARTED, STEP))
-    client.create(a_tuning(cluster, "dropped"))
+    client.create(with_node(cluster, "dropped"))
     wait_for(client, "dropped", "JobStarted")
     client.delete(get(client, "dropped"))
     client.wait(lambda: jobs(client, "dropped"), empty)
@@ -217,7 +175,7 @@ def test_a_running_job_goes_with_its_workspace(cluster: Cluster) -> None:
 def test_nodes_are_given_back_instead_of_serving(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", finished())
-    client.create(a_tuning(cluster, "released", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    client.create(with_node(cluster, "released", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
     workspace = wait_for(client, "released", "InferenceReady", "False", reason="NodesReleased")
     assert condition(workspace, "WorkspaceSucceeded")["status"] == "True"
     assert workspace["status"]["state"] == "Succeeded"
@@ -236,7 +194,7 @@ def test_a_failed_job_does_not_keep_nodes_that_were_to_be_given_back(cluster: Cl
     client = cluster.client
     lost = Failed("LossDiverged", "the loss rose from 2.00 to 9.00 by step 40; lower the learning rate")
     cluster.set_running("default", "", Running(status="FAILED", log=log(DATA, lost)))
-    client.create(a_tuning(cluster, "given-up", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    client.create(with_node(cluster, "given-up", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
     wait_for(client, "given-up", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
     # KubeRay keeps the cluster for its logs, and deletes it after a while.
     (failed,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=given-up")
@@ -262,7 +220,7 @@ def test_what_the_configmap_says_is_part_of_the_wish(cluster: Cluster) -> None:
     }
     client.create(config)
     cluster.set_running("default", "", finished())
-    document = a_tuning(cluster, "again")
+    document = with_node(cluster, "again")
     document["tuning"]["config"] = "training"
     client.create(document)
     wait_until_ready(client, "again")
@@ -292,7 +250,7 @@ def test_a_registry_that_is_down_is_said(cluster: Cluster) -> None:
     client = cluster.client
     waiting = Waiting("ConnectionFailed", "registry.example.com does not answer; the adapter is kept")
     cluster.set_running("default", "", running(DATA, STARTED, STEP, waiting))
-    client.create(a_tuning(cluster, "pushing"))
+    client.create(with_node(cluster, "pushing"))
     workspace = wait_for(client, "pushing", "WorkspaceSucceeded", "False", reason="ConnectionFailed")
     assert condition(workspace, "WorkspaceSucceeded")["message"] == waiting.message
     assert workspace["status"]["tuning"].items() >= {"state": "Waiting", "message": waiting.message, "step": 20}.items()
@@ -312,7 +270,7 @@ def test_a_registry_that_is_down_is_said(cluster: Cluster) -> None:
 def test_a_job_that_fails_says_why(cluster: Cluster, name: str, reason: str, message: str) -> None:
     client = cluster.client
     cluster.set_running("default", "", Running(status="FAILED", log=log(DATA, Failed(reason, message))))
-    client.create(a_tuning(cluster, name))
+    client.create(with_node(cluster, name))
     workspace = wait_for(client, name, "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
     assert condition(workspace, "JobStarted")["message"] == f"{reason}: {message}"
     assert (condition(workspace, "WorkspaceSucceeded")["reason"], condition(workspace, "WorkspaceReady")["reason"]) == (
@@ -331,7 +289,7 @@ def test_a_job_that_fails_says_why(cluster: Cluster, name: str, reason: str, mes
 def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: Cluster) -> None:
     client = cluster.client
     cluster.set_running("default", "", running(DATA, STARTED, STEP))
-    client.create(a_tuning(cluster, "retried"))
+    client.create(with_node(cluster, "retried"))
     wait_for(client, "retried", "JobStarted")
     name = job(client, "retried")["metadata"]["name"]
     lost = Failed("WorkerLost", "a worker was killed")
@@ -349,6 +307,64 @@ def test_why_an_attempt_failed_is_known_while_the_next_one_starts(cluster: Clust
     wait_until_ready(client, "retried")
 
 
+HOPELESS = Failed("DatasetInvalid", "train.jsonl:17: column `messages` is not a list", final=True)
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_cannot_succeed_is_not_tried_again(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(HOPELESS))  # the job stays for a moment after it has said why
+    client.create(with_node(cluster, "hopeless"))
+    client.wait(lambda: job(client, "hopeless")["spec"]["backoffLimit"], {0}.__contains__, 20)
+    workspace = get(client, "hopeless")
+    assert workspace["status"]["tuning"]["state"] == "Failed"
+    assert condition(workspace, "WorkspaceSucceeded")["message"] == HOPELESS.message
+    script(cluster, "hopeless", Running(status="FAILED", log=log(HOPELESS)))
+    workspace = wait_for(client, "hopeless", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    assert condition(workspace, "WorkspaceReady")["reason"] == "DatasetInvalid"
+    assert job(client, "hopeless")["status"]["failed"] == 1
+    # Deleting the job is how to try the same once more.
+    script(cluster, "hopeless", finished())
+    client.delete(job(client, "hopeless"))
+    wait_until_ready(client, "hopeless")
+    assert job(client, "hopeless")["spec"]["backoffLimit"] == 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_what_cannot_succeed_is_tried_once_more_when_nobody_listened(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA))
+    client.create(with_node(cluster, "unheard"))
+    wait_for(client, "unheard", "JobStarted")
+    cluster.set_node("gpu-unheard", gpus=0)  # the next cluster has no room, so that its start takes a while
+    script(cluster, "unheard", Running(status="FAILED", log=log(HOPELESS)))
+    client.wait(lambda: job(client, "unheard")["spec"]["backoffLimit"], {1}.__contains__, 20)
+    cluster.set_node("gpu-unheard", gpus=1)
+    wait_for(client, "unheard", "JobStarted", "False", reason="WorkspaceTuningJobStatusFailed")
+    assert job(client, "unheard")["status"]["failed"] == 2
+
+
+@pytest.mark.usefixtures("operator")
+def test_tuning_goes_on_when_its_node_is_back(cluster: Cluster) -> None:
+    client = cluster.client
+    cluster.set_running("default", "", running(DATA, STARTED, STEP))
+    client.create(with_node(cluster, "lost"))
+    client.wait(lambda: get(client, "lost").get("status", {}).get("tuning", {}).get("step"), is_20)
+    before = job(client, "lost")
+    cluster.remove_node("gpu-lost")
+    workspace = wait_for(client, "lost", "ResourceReady", "False", reason="NodeNotReady")
+    assert "0 of 1 nodes with apps=lost are ready" in condition(workspace, "ResourceReady")["message"]
+    workspace = wait_for(client, "lost", "JobStarted", "False", reason="Unschedulable")
+    assert workspace["status"]["tuning"].items() >= {"state": "Retrying", "step": 20}.items()
+    script(cluster, "lost", running(*resumed(2, 20)))
+    cluster.add_node("gpu-lost-2", gpus=1, labels={"apps": "lost"})
+    client.wait(lambda: get(client, "lost")["status"]["tuning"].get("resumedFrom"), is_20, 30)
+    wait_for(client, "lost", "JobStarted")
+    script(cluster, "lost", finished())
+    wait_until_ready(client, "lost")
+    assert job(client, "lost")["metadata"]["uid"] == before["metadata"]["uid"]
+
+
 @pytest.mark.usefixtures("operator")
 def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: Cluster) -> None:
     client = cluster.client
@@ -363,7 +379,7 @@ def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: Cluster)
     )
     (before,) = client.list(RAY, "RayCluster", "default", labelSelector="kaito.sh/workspace=serves")
     cluster.set_running("default", "", finished())
-    client.create(a_tuning(cluster, "teacher", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
+    client.create(with_node(cluster, "teacher", metadata={"annotations": {"kaito-ray.io/after-tuning": "release"}}))
     client.wait(lambda: adapters(client, "serves")[0]["source"].get("digest"), {DIGEST}.__contains__, 30)
     assert adapters(client, "serves")[0]["source"]["image"] == "registry.example.com/phi:0.0.1"
     assert client.get("v1", "Secret", "serves-registry", "default")["data"] == {"push.json": "e30="}
@@ -384,7 +400,7 @@ def test_another_workspace_gets_the_adapter_hot_and_follows_it(cluster: Cluster)
 def test_an_operator_that_restarts_goes_on(cluster: Cluster, folder: Path, operator: Operator) -> None:
     client = cluster.client
     cluster.set_running("default", "", running(DATA, STARTED, STEP))
-    client.create(a_tuning(cluster, "halfway"))
+    client.create(with_node(cluster, "halfway"))
     wait_for(client, "halfway", "JobStarted")
     client.wait(lambda: get(client, "halfway")["status"].get("tuning"), bool)
     before = get(client, "halfway")
