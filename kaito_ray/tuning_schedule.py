@@ -71,7 +71,8 @@ def estimate(plan: TunePlan, preset: Preset, sku: Sku, tokens: int, epochs: floa
     """Time and price of `tokens` tokens an epoch; None for hardware whose speed is not known.
 
     A token costs 2 operations per weight forwards and 2 backwards, since only the gradient of the activations passes
-    through frozen weights, and 2 more where gradient checkpointing repeats the forward pass.
+    through frozen weights, 2 more where gradient checkpointing repeats the forward pass, and 2 more with pairs, whose
+    tokens go through the reference as well.
     """
     tflops = float(next((value for name, value in _TFLOPS.items() if sku.gpu.startswith(name)), 0))
     if not tflops or not sku.gpus:
@@ -79,7 +80,7 @@ def estimate(plan: TunePlan, preset: Preset, sku: Sku, tokens: int, epochs: floa
     if sku.fraction and "/" in sku.fraction:
         part, whole = sku.fraction.split("/")
         tflops *= int(part) / int(whole)
-    operations = 6 if plan.arguments["training"]["gradient_checkpointing"] else 4
+    operations = 4 + 2 * plan.arguments["training"]["gradient_checkpointing"] + 2 * (plan.method == "dpo")
     weights = preset.weights_gib * 2**30 / 2
     share = _UTILIZATION if plan.arguments["quantization"] is None else _UTILIZATION_QUANTISED
     seconds = tokens * epochs * operations * weights / (plan.workers * tflops * 1e12 * share)
