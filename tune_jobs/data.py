@@ -92,6 +92,7 @@ async def _read(arguments: Arguments, source: Source, target: Path, tokenizer: A
                 max_length=arguments.training.get("max_length") or 2**31,
                 splits=bool(arguments.training.get("packing"))
                 and arguments.training.get("packing_strategy") in {"bfd_split", "wrapped"},
+                pairs=arguments.method == "dpo",
                 path=data.path,
                 extension=data.extension,
                 target=target,
