@@ -209,8 +209,8 @@ def _translated(
                 yield "train_sampling_strategy", "group_by_length"
         elif key in rules.others:
             if value is not False:
-                theirs = f"is an option of method {rules.others[key]}, and this is {rules.method}"
-                problems.append(Problem((*path, key), theirs))
+                message = f"is an option of {rules.others[key]}, not of method {rules.method}"
+                problems.append(Problem((*path, key), message))
         elif key in rules.refused:
             if value not in (False, "", 0):
                 problems.append(Problem((*path, key), f"cannot be used: {rules.refused[key]}"))

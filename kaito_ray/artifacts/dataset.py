@@ -221,8 +221,8 @@ class _Reading:
 
     def _judge_whole(self, lengths: Lengths | None) -> None:
         if self._ties:
-            left = "so they are left out" if self._rows else "and there is no other row"
-            message = f"prefers nothing, as {self._ties:,} rows do: chosen and rejected are the same, {left}"
+            rest = f"left out are {_rows(self._ties)} like this" if self._rows else "as in every row"
+            message = f"prefers nothing, since chosen and rejected are the same; {rest}"
             self._warn(*self._first_tie, message, "warning" if self._rows else "error")
         if lengths is None:
             return
