@@ -228,6 +228,8 @@ def _training(preset: Preset, dtype: str, load: Load, workers: int, config: Trai
         options.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
     if load.pairs:
         options.setdefault("num_train_epochs", _PAIRS_EPOCHS)
+        # What the model can do before it learns is what tells whether it breaks (tune_jobs/loss_judge.py).
+        options.setdefault("logging_first_step", True)
     if not config.data.get("shuffle_dataset", True):
         options.setdefault("train_sampling_strategy", "sequential")
     return options

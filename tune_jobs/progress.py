@@ -124,7 +124,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         )
         # The loss is the mean over all workers, so that all of them stop at the same step.
         if "loss" in logs:
-            hopeless = self._judge.judge(float(logs["loss"]), logs.get("grad_norm"), state.global_step)
+            hopeless = self._judge.judge(
+                float(logs["loss"]),
+                state.global_step,
+                gradient=logs.get("grad_norm"),
+                token_accuracy=logs.get("mean_token_accuracy"),
+            )
             if hopeless is not None:
                 self.stopped, control.should_training_stop = hopeless, True
 

@@ -15,7 +15,7 @@ import pytest
 
 from kaito_ray.tiny_corpus import QUESTIONS
 from kaito_ray.tiny_model import model_path
-from kaito_ray.tuning_event import Data, Started, Step, progress_of
+from kaito_ray.tuning_event import Data, Failed, Started, Step, progress_of
 from tune_rig import a_job, a_tiny_tune_plan, a_training_config, write_arguments
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
@@ -30,7 +30,7 @@ KNOWN = {question: answer for question, answer in QUESTIONS if question in BRIEF
 # Checkpointing is what GPUs have by default; two rows for each of two workers leave no place to fill up.
 CONFIG = a_training_config(
     TrainingArguments={
-        "max_steps": 60,
+        "max_steps": 80,
         "logging_steps": 5,
         "learning_rate": 4e-4,
         "per_device_train_batch_size": 2,
@@ -40,14 +40,8 @@ CONFIG = a_training_config(
 
 
 async def test_the_model_prefers_the_chosen_answers(tmp_path: Path) -> None:
-    data, output = tmp_path / "data", tmp_path / "output"
-    data.mkdir()
-    rows = [{"prompt": asked, "chosen": said, "rejected": KNOWN[asked]} for asked, said in BRIEF.items()]
-    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    volumes = {name: {"volumeSource": {"hostPath": {"path": str(tmp_path / name)}}} for name in ("data", "output")}
-    made = a_tiny_tune_plan(CONFIG, workers=2, method="dpo", input=volumes["data"], output=volumes["output"])
-    arguments = write_arguments(made, tmp_path, data)
-    async with a_job(arguments) as job:
+    output = tmp_path / "output"
+    async with a_job(a_job_file(tmp_path, CONFIG, workers=2)) as job:
         events = await job.end()
         assert job.process.returncode == 0, job.log.read_text()
 
@@ -55,9 +49,9 @@ async def test_the_model_prefers_the_chosen_answers(tmp_path: Path) -> None:
     [started] = [event for event in events if isinstance(event, Started)]
     steps = [event for event in events if isinstance(event, Step)]
     assert (judged.rows, judged.format) == (4, "preference (prompt, chosen, rejected)")
-    assert (started.workers, started.total_steps) == (2, 60)
+    assert (started.workers, started.total_steps) == (2, 80)
     # A model that prefers nothing has a loss of ln 2.
-    assert steps[0].loss == pytest.approx(log(2), abs=0.02)
+    assert (steps[0].step, steps[0].loss) == (1, pytest.approx(log(2), abs=1e-3))
     assert all(later.loss < earlier.loss for earlier, later in pairwise(steps[::3]) if later.loss and earlier.loss)
     assert steps[-1].reward_accuracy == 1
     assert (steps[-1].reward_margin or 0) > 1
@@ -75,6 +69,31 @@ async def test_the_model_prefers_the_chosen_answers(tmp_path: Path) -> None:
     assert all(after[asked][0] > 0 for asked in BRIEF)
     assert {asked: said for asked, (_, said) in before.items()} == KNOWN
     assert {asked: said for asked, (_, said) in after.items()} == BRIEF
+
+
+async def test_a_model_that_breaks_while_its_loss_falls_is_not_published(tmp_path: Path) -> None:
+    config = a_training_config(TrainingArguments={"learning_rate": 5e-3, "max_steps": 300, "logging_steps": 5})
+    async with a_job(a_job_file(tmp_path, config)) as job:
+        events = await job.end()
+        assert job.process.returncode == 1
+    steps, failed = [event for event in events if isinstance(event, Step)], events[-1]
+    assert isinstance(failed, Failed)
+    assert failed.reason == "AnswersLost"
+    assert failed.message.endswith("lower the learning rate")
+    assert (steps[-1].loss or 1) < 0.01
+    assert steps[-1].step < 150
+    assert [path.name for path in (tmp_path / "output").iterdir() if path.name != ".kaito-ray"] == []
+
+
+def a_job_file(folder: Path, config: dict[str, str], *, workers: int = 1) -> Path:
+    """A job that learns from the pairs."""
+    data = folder / "data"
+    data.mkdir()
+    rows = [{"prompt": asked, "chosen": said, "rejected": KNOWN[asked]} for asked, said in BRIEF.items()]
+    (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    volumes = {name: {"volumeSource": {"hostPath": {"path": str(folder / name)}}} for name in ("data", "output")}
+    made = a_tiny_tune_plan(config, workers=workers, method="dpo", input=volumes["data"], output=volumes["output"])
+    return write_arguments(made, folder, data)
 
 
 def preferences(adapter: Path | None) -> dict[str, tuple[float, str]]:
