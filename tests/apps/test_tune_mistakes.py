@@ -41,9 +41,7 @@ def a_job_file(folder: Path, method: str = "qlora", **config: Any) -> Path:
     """A job with its data in `data` below the folder."""
     (folder / "data").mkdir(exist_ok=True)
     volumes = {name: {"volumeSource": {"hostPath": {"path": str(folder / name)}}} for name in ("data", "output")}
-    made = a_tiny_tune_plan(
-        a_training_config(**config), method=method, input=volumes["data"], output=volumes["output"]
-    )
+    made = a_tiny_tune_plan(a_training_config(**config), method=method, input=volumes["data"], output=volumes["output"])
     return write_arguments(made, folder, folder / "data")
 
 
