@@ -133,7 +133,7 @@ def _fit(preset: Preset, sku: Sku, method: str, config: TrainingConfig) -> Load:
             return load
     least = loads[-1]
     fewer = "qlora" if method == "lora" else "QuantizationConfig.load_in_4bit"
-    instead = f"; {fewer} needs about a quarter of the weights" if least.bits == 16 else ""
+    instead = f"; {fewer} needs about a quarter of the weights" if least.bits >= 16 else ""
     raise DoesNotFit(
         f"{method} of {preset.name} needs {training_gib(preset, least):.1f} GiB on one GPU with {least.length} tokens"
         f" and a batch of {least.batch}, {sku.name} has {available:.1f}{instead}"
