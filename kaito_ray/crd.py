@@ -127,7 +127,7 @@ _RULES: Mapping[Path, tuple[tuple[str, str], ...]] = {
 _EXTRA: Mapping[Path, Schema] = {
     ("resource", "labelSelector"): {"x-kubernetes-map-type": "atomic"},
     ("inference", "adapters", "[]", "strength"): {"pattern": STRENGTH_PATTERN},
-    ("tuning", "method"): {"enum": None, "maxLength": 5, "pattern": "^[qQ]?[lL][oO][rR][aA]$"},
+    ("tuning", "method"): {"enum": None, "maxLength": 5, "pattern": "^([qQ]?[lL][oO][rR][aA]|[dD][pP][oO])$"},
     ("status", "conditions"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     ("status", "adapters"): {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
 }

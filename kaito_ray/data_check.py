@@ -88,6 +88,7 @@ async def _read(plan: TunePlan, manifest: Manifest, settings: Settings, counter:
             counter=counter,
             max_length=training["max_length"],
             splits=training.get("packing_strategy") in {"bfd_split", "wrapped"},
+            pairs=plan.method == "dpo",
             path=data["path"],
             extension=data["extension"],
         )

@@ -199,7 +199,7 @@ class ServePlan(Target):
 class TunePlan(Target):
     """Everything needed to tune: the render makes a RayJob of it, the local run a Ray Train run."""
 
-    method: Literal["lora", "qlora"]
+    method: Literal["lora", "qlora", "dpo"]
     workers: int
     arguments: Mapping[str, Json] = field(default_factory=dict)
     """Finished arguments of tune_jobs.qlora."""

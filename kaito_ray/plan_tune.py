@@ -26,10 +26,12 @@ from kaito_ray.tune_sizing import Load, accumulation, available_gib, candidates,
 from kaito_ray.tuning_schedule import seconds_per_token
 from kaito_ray.workspace import DataDestination, DataSource, Tuning, Workspace
 
-# KAITO's defaults for both methods; all linear layers are what its phi-3 presets name.
+# KAITO's defaults for its two methods; all linear layers are what its phi-3 presets name.
 _RANK, _ALPHA = 8, 8
 # Fewer steps than these teach a model little, so that a small data set is gone through more often than thrice.
 _MIN_STEPS = 150
+# Preferences are overlearned sooner than answers: TRL's own example of DPO takes one epoch.
+_PAIRS_EPOCHS = 1.0
 _WARMUP = 0.03
 _SEED = 42
 
@@ -63,7 +65,7 @@ def plan_tune(
     load = _fit(preset, sku, tuning.method, config)
     worker = worker_size(sku)
     workers = nodes * max(sku.gpus, 1)
-    arguments = _arguments(preset, sku, tuning.method, config, load, workers=workers, node_cpus=worker.cpus)
+    arguments = _arguments(preset, sku, config, load, workers=workers, node_cpus=worker.cpus)
     plan = TunePlan(
         name=workspace.metadata.name,
         namespace=workspace.metadata.namespace,
@@ -93,6 +95,7 @@ def plan_tune(
             workers=workers,
             quantised=arguments["quantization"] is not None,
             checkpointing=load.checkpointing,
+            pairs=tuning.method == "dpo",
         ),
     )
     return _with_serving(plan, workspace, preset, sku, settings)
@@ -108,8 +111,11 @@ def _dtype(sku: Sku, config: TrainingConfig) -> Literal["bfloat16", "float16", "
 
 
 def _bits(method: str, sku: Sku | None, config: TrainingConfig) -> int:
-    if method == "qlora":
-        return 8 if config.quantization.get("load_in_8bit") else 4
+    """Of a weight: dpo is quantised like qlora unless the user says load_in_4bit: false."""
+    if config.quantization.get("load_in_8bit"):
+        return 8
+    if method == "qlora" or (method == "dpo" and config.quantization.get("load_in_4bit", True)):
+        return 4
     return 32 if sku is not None and _dtype(sku, config) == "float32" else 16
 
 
@@ -120,6 +126,7 @@ def _loads(preset: Preset, sku: Sku | None, method: str, config: TrainingConfig)
         batch=0,
         length=0,
         checkpointing=config.training.get("gradient_checkpointing", sku is None or sku.gpus > 0),
+        pairs=method == "dpo",
     )
     wanted = config.training
     return list(
@@ -135,7 +142,8 @@ def _fit(preset: Preset, sku: Sku, method: str, config: TrainingConfig) -> Load:
         if training_gib(preset, load) <= available:
             return load
     least = loads[-1]
-    instead = "" if method == "qlora" else "; qlora needs about a quarter of the weights"
+    fewer = "qlora" if method == "lora" else "QuantizationConfig.load_in_4bit"
+    instead = f"; {fewer} needs about a quarter of the weights" if least.bits >= 16 else ""
     raise DoesNotFit(
         f"{method} of {preset.name} needs {training_gib(preset, least):.1f} GiB on one GPU with {least.length} tokens"
         f" and a batch of {least.batch}, {sku.name} has {available:.1f}{instead}"
@@ -157,7 +165,6 @@ def _cheapest(preset: Preset, sizes: Sizes | None, method: str, config: Training
 def _arguments(
     preset: Preset,
     sku: Sku,
-    method: str,
     config: TrainingConfig,
     load: Load,
     *,
@@ -177,7 +184,7 @@ def _arguments(
             "attn_implementation": config.model.get("attn_implementation"),
             "chat_template": config.model.get("chat_template") or preset.chat_template,
         },
-        "quantization": _quantization(method, dtype, config.quantization),
+        "quantization": _quantization(load.bits, dtype, config.quantization),
         "lora": {
             "r": _RANK,
             "lora_alpha": _ALPHA,
@@ -200,11 +207,11 @@ def _arguments(
     }
 
 
-def _quantization(method: str, dtype: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+def _quantization(bits: int, dtype: str, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """KAITO's qlora template; the GPU must be able to compute in what is asked for."""
-    if method == "lora":
+    if bits >= 16:
         return None
-    if wanted.get("load_in_8bit"):
+    if bits == 8:
         return {**wanted, "load_in_4bit": False}
     template = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     return {**template, **wanted, "bnb_4bit_compute_dtype": dtype}
@@ -212,7 +219,7 @@ def _quantization(method: str, dtype: str, wanted: Mapping[str, Any]) -> dict[st
 
 def _training(preset: Preset, dtype: str, load: Load, workers: int, config: TrainingConfig) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "learning_rate": learning_rate(preset),
+        "learning_rate": learning_rate(preset, pairs=load.pairs),
         "lr_scheduler_type": "cosine",
         "warmup_steps": _WARMUP,
         "seed": _SEED,
@@ -229,6 +236,10 @@ def _training(preset: Preset, dtype: str, load: Load, workers: int, config: Trai
     if load.checkpointing:
         # Reentrant checkpointing loses gradients behind the frozen embedding and fails under DDP.
         options.setdefault("gradient_checkpointing_kwargs", {"use_reentrant": False})
+    if load.pairs:
+        options.setdefault("num_train_epochs", _PAIRS_EPOCHS)
+        # What the model can do before it learns is what tells whether it breaks (tune_jobs/loss_judge.py).
+        options.setdefault("logging_first_step", True)
     if not config.data.get("shuffle_dataset", True):
         options.setdefault("train_sampling_strategy", "sequential")
     return options

@@ -5,7 +5,7 @@
       ModelConfig: {chat_template: ...}                    from_pretrained
       QuantizationConfig: {load_in_4bit: true}             transformers.BitsAndBytesConfig
       LoraConfig: {r: 16, lora_alpha: 32}                  peft.LoraConfig
-      TrainingArguments: {num_train_epochs: 3}             trl.SFTConfig
+      TrainingArguments: {num_train_epochs: 3}             trl.SFTConfig, with method dpo trl.DPOConfig
       DatasetConfig: {context_column: q, response_column: a}
       DataCollator: {}                                     TRL has its own
 
@@ -25,13 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from kaito_ray.artifacts.dataset_format import Format
 from kaito_ray.document import nearest, shown
 from kaito_ray.errors import InvalidManifest, Problem
+from kaito_ray.training_conflict import DATA_MOUNT, conflicts
 from kaito_ray.training_options import options, section_model
-from kaito_ray.training_rules import IDLE, REFUSED, RENAMED
+from kaito_ray.training_rules import IDLE, REFUSED, RENAMED, TRAINERS
 
 KEY = "training_config.yaml"
 ROOT = "training_config"
 _PATH = ("tuning", "config", KEY)
-_DATA_MOUNT = "/mnt/data"
 _DTYPES = Literal["bfloat16", "float16", "float32", "auto"]
 
 
@@ -96,7 +96,7 @@ class TrainingConfig:
 def parse_training_config(data: Mapping[str, str] | None, method: str) -> TrainingConfig:
     """Read the ConfigMap's data, None when there is none; raises InvalidManifest with every problem.
 
-    `method` is lora or qlora, which the quantisation must agree with.
+    `method` is lora, qlora or dpo: options and quantisation must be its own.
     """
     if data is None:
         return TrainingConfig()
@@ -105,11 +105,13 @@ def parse_training_config(data: Mapping[str, str] | None, method: str) -> Traini
     problems: list[Problem] = []
     warnings: list[str] = []
     sections = _sections(data[KEY], problems)
-    read = {name: _read(name, sections.get(name), problems, warnings) for name in SECTIONS}
-    problems += _disagreements(read, method)
+    read = {name: _read(_rules(name, method), sections.get(name), problems, warnings) for name in SECTIONS}
+    problems += (Problem((*_PATH, ROOT, *where), message) for where, message in conflicts(read, method))
     if problems:
         raise InvalidManifest(problems)
     training = read["TrainingArguments"]
+    if method == "dpo" and read["LoraConfig"].get("lora_dropout") and training.get("disable_dropout", True):
+        warnings.append(f"{KEY}: LoraConfig.lora_dropout has no effect with method dpo unless disable_dropout is false")
     if "pad_to_multiple_of" in read["DataCollator"]:
         training = {"pad_to_multiple_of": read["DataCollator"]["pad_to_multiple_of"], **training}
     return TrainingConfig(
@@ -146,26 +148,53 @@ def _sections(text: str, problems: list[Problem]) -> Mapping[str, Any]:
     return sections
 
 
-def _read(name: str, section: Any, problems: list[Problem], warnings: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """What holds for one section with one method."""
+
+    section: str
+    method: str
+    parts: tuple[str, ...]
+    """The sections of the libraries' options that it stands for."""
+    idle: Mapping[str, str]
+    refused: Mapping[str, str]
+    others: Mapping[str, str]
+    """Options that only other methods have, with the names of those."""
+
+
+def _rules(section: str, method: str) -> _Rules:
+    trained = section == "TrainingArguments"
+    parts = (section, TRAINERS[method]) if trained else (section,)
+    others: dict[str, str] = {}
+    for other, trainer in TRAINERS.items() if trained else ():
+        for key in options(trainer).keys() - options(*parts).keys():
+            others[key] = f"{others[key]} and {other}" if key in others else other
+    idle = {key: why for part in parts for key, why in IDLE.get(part, {}).items()}
+    refused = {key: why for part in parts for key, why in REFUSED.get(part, {}).items()}
+    return _Rules(section, method, parts, idle, refused, others)
+
+
+def _read(rules: _Rules, section: Any, problems: list[Problem], warnings: list[str]) -> dict[str, Any]:
     """One section as its libraries take it, without what is null or has no effect here."""
-    path = (*_PATH, ROOT, name)
+    path = (*_PATH, ROOT, rules.section)
     if section is None:
         return {}
     if not isinstance(section, dict):
         problems.append(Problem(path, f"must be a mapping of options, got {shown(section)}"))
         return {}
-    wanted = dict(_translated(name, section, path, problems, warnings))
-    model = _OWN.get(name) or section_model(name)
+    wanted = dict(_translated(rules, section, path, problems, warnings))
+    model = _OWN.get(rules.section) or section_model(*rules.parts)
     try:
         return model.model_validate(wanted).model_dump(mode="json", exclude_none=True)
     except ValidationError as error:
-        problems += _problems(name, error, path, model)
+        problems += _problems(rules, error, path, model)
         return {}
 
 
 def _translated(
-    name: str, section: Mapping[Any, Any], path: tuple[str, ...], problems: list[Problem], warnings: list[str]
+    rules: _Rules, section: Mapping[Any, Any], path: tuple[str, ...], problems: list[Problem], warnings: list[str]
 ) -> Iterator[tuple[str, Any]]:
+    name = rules.section
     for written, value in section.items():
         key = RENAMED[name].get(str(written), str(written))
         if key != written and written != "torch_dtype":  # KAITO's own template still has this one
@@ -178,13 +207,17 @@ def _translated(
             warnings.append(f"{KEY}: {name}.{written} is now train_sampling_strategy: group_by_length")
             if value is True:
                 yield "train_sampling_strategy", "group_by_length"
-        elif key in REFUSED[name]:
+        elif key in rules.others:
+            if value is not False:
+                message = f"is an option of {rules.others[key]}, not of method {rules.method}"
+                problems.append(Problem((*path, key), message))
+        elif key in rules.refused:
             if value not in (False, "", 0):
-                problems.append(Problem((*path, key), f"cannot be used: {REFUSED[name][key]}"))
-        elif key in IDLE[name]:
+                problems.append(Problem((*path, key), f"cannot be used: {rules.refused[key]}"))
+        elif key in rules.idle:
             yield from ()
             if not _harmless(name, key, value):
-                warnings.append(f"{KEY}: {name}.{key} has no effect: {IDLE[name][key]}")
+                warnings.append(f"{KEY}: {name}.{key} has no effect: {rules.idle[key]}")
         else:
             yield key, value.removeprefix("torch.") if isinstance(value, str) and "dtype" in key else value
 
@@ -201,8 +234,11 @@ def _harmless(section: str, key: str, value: Any) -> bool:
     return value is False or template.get(section, {}).get(key) == value
 
 
-def _problems(name: str, error: ValidationError, path: tuple[str, ...], model: type[BaseModel]) -> Iterator[Problem]:
+def _problems(
+    rules: _Rules, error: ValidationError, path: tuple[str, ...], model: type[BaseModel]
+) -> Iterator[Problem]:
     """One problem per option, whatever number of alternatives pydantic tried."""
+    name = rules.section
     seen: set[str] = set()
     for item in error.errors():
         key = str(item["loc"][0]) if item["loc"] else ""
@@ -211,7 +247,7 @@ def _problems(name: str, error: ValidationError, path: tuple[str, ...], model: t
         seen.add(key)
         where = (*path, key)
         if item["type"] == "extra_forbidden":
-            legal = {*model.model_fields, *IDLE[name], *RENAMED[name]} - {"load_in_4bit", "load_in_8bit"} | (
+            legal = {*model.model_fields, *rules.idle, *RENAMED[name]} - {"load_in_4bit", "load_in_8bit"} | (
                 {"load_in_4bit", "load_in_8bit"} if name == "QuantizationConfig" else set()
             )
             alike = nearest(key, legal)
@@ -219,55 +255,11 @@ def _problems(name: str, error: ValidationError, path: tuple[str, ...], model: t
         elif name in _OWN:
             yield Problem(where, f"{item['msg'][:1].lower()}{item['msg'][1:]}, got {shown(item['input'])}")
         else:
-            yield Problem(where, f"must be {options(name)[key].expected}, got {shown(item['input'])}")
-
-
-def _disagreements(read: Mapping[str, Mapping[str, Any]], method: str) -> Iterator[Problem]:
-    """KAITO's rules over several options, and those of serving."""
-    quantization, path = read["QuantizationConfig"], (*_PATH, ROOT, "QuantizationConfig")
-    four, eight = quantization.get("load_in_4bit", False), quantization.get("load_in_8bit", False)
-    if four and eight:
-        yield Problem(path, "cannot have both load_in_4bit and load_in_8bit")
-    elif method == "lora" and (four or eight):
-        yield Problem(path, "must have neither load_in_4bit nor load_in_8bit with method lora; write method: qlora")
-    elif method == "qlora" and quantization.get("load_in_4bit") is False and not eight:
-        yield Problem(path, "must have load_in_4bit or load_in_8bit with method qlora; write method: lora")
-    lora, path = read["LoraConfig"], (*_PATH, ROOT, "LoraConfig")
-    if lora.get("bias", "none") != "none":
-        yield Problem((*path, "bias"), f"must be none, got {lora['bias']}: vLLM cannot serve such an adapter")
-    if not 1 <= lora.get("r", 8) <= 512:
-        yield Problem((*path, "r"), f"must be between 1 and 512, got {lora['r']}")
-    if lora.get("lora_alpha", 8) <= 0:
-        yield Problem((*path, "lora_alpha"), f"must be above 0, got {lora['lora_alpha']}")
-    if not 0 <= lora.get("lora_dropout", 0) < 1:
-        yield Problem((*path, "lora_dropout"), f"must be at least 0 and below 1, got {lora['lora_dropout']}")
-    if not isinstance(lora.get("init_lora_weights", True), bool) and lora["init_lora_weights"] not in _INITS:
-        yield Problem(
-            (*path, "init_lora_weights"),
-            f"must be true, {' or '.join(_INITS)}, got {lora['init_lora_weights']}: others change the base model",
-        )
-    training, path = read["TrainingArguments"], (*_PATH, ROOT, "TrainingArguments")
-    for key in ("per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "logging_steps"):
-        if training.get(key, 1) <= 0:
-            yield Problem((*path, key), f"must be above 0, got {training[key]}")
-    if training.get("bf16") and training.get("fp16"):
-        yield Problem(path, "cannot have both bf16 and fp16")
-    data, path = read["DatasetConfig"], (*_PATH, ROOT, "DatasetConfig")
-    if data.get("dataset_path", "").startswith("/") and not _inside(data["dataset_path"]):
-        yield Problem((*path, "dataset_path"), f"must lie in {_DATA_MOUNT}, got {shown(data['dataset_path'])}")
-    if "context_column" in data and "response_column" not in data:
-        yield Problem((*path, "context_column"), "needs response_column beside it, the column with the answers")
-
-
-_INITS = ("gaussian", "orthogonal")
-
-
-def _inside(path: str) -> bool:
-    return path == _DATA_MOUNT or path.startswith(f"{_DATA_MOUNT}/")
+            yield Problem(where, f"must be {options(*rules.parts)[key].expected}, got {shown(item['input'])}")
 
 
 def _relative(data: Mapping[str, Any]) -> Mapping[str, Any]:
     """KAITO's files lie in /mnt/data; here a path counts from the root of the data, wherever that is."""
     if "dataset_path" not in data:
         return data
-    return {**data, "dataset_path": data["dataset_path"].removeprefix(_DATA_MOUNT).strip("/")}
+    return {**data, "dataset_path": data["dataset_path"].removeprefix(DATA_MOUNT).strip("/")}

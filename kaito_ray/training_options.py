@@ -27,7 +27,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: the kinds of values it takes, and for text the words it is limited to."""
+    """One option: the kinds of values it takes, and for text, alone or in a list, the words it is limited to."""
 
     kinds: tuple[str, ...]
     choices: tuple[str, ...] = ()
@@ -41,28 +41,31 @@ class Option:
     def expected(self) -> str:
         """What it takes, for messages."""
         if self.choices:
-            return f"one of {', '.join(self.choices)}"
+            return f"one {'or several ' if 'list' in self.kinds else ''}of {', '.join(self.choices)}"
         return " or ".join(_WORDS[kind] for kind in self.kinds)
 
     @property
     def type(self) -> Any:
         """The pydantic type of its values; null stands for the library's default."""
-        kinds = [Literal[self.choices] if kind == "text" and self.choices else _TYPES[kind] for kind in self.kinds]
-        return Union[(*kinds, None)]
+        words: Any = Literal[self.choices] if self.choices else None
+        limited: Mapping[str, Any] = {"text": words, "list": list[words]} if words else {}
+        return Union[(*(limited.get(kind, _TYPES[kind]) for kind in self.kinds), None)]
 
 
 @cache
-def options(section: str) -> Mapping[str, Option]:
-    """Every option of a section: QuantizationConfig, LoraConfig or TrainingArguments."""
+def options(*sections: str) -> Mapping[str, Option]:
+    """Every option of these sections of the file together, such as TrainingArguments and DPOConfig."""
     found = {}
-    for name, written in read_facts(OPTIONS_FILE)[section].items():
-        kinds, _, choices = written.partition(" [")
-        found[name] = Option(tuple(kinds.split(" | ")), tuple(choices.removesuffix("]").split(", ")) if choices else ())
+    for section in sections:
+        for name, written in read_facts(OPTIONS_FILE)[section].items():
+            kinds, _, choices = written.partition(" [")
+            words = tuple(choices.removesuffix("]").split(", ")) if choices else ()
+            found[name] = Option(tuple(kinds.split(" | ")), words)
     return found
 
 
 @cache
-def section_model(section: str) -> type[BaseModel]:
+def section_model(*sections: str) -> type[BaseModel]:
     """The options as a model: values become what the libraries take, `1e-4` a number although YAML calls it text."""
-    fields: dict[str, Any] = {name: (option.type, None) for name, option in options(section).items()}
-    return create_model(section, __config__=ConfigDict(extra="forbid", frozen=True), **fields)
+    fields: dict[str, Any] = {name: (option.type, None) for name, option in options(*sections).items()}
+    return create_model(sections[-1], __config__=ConfigDict(extra="forbid", frozen=True), **fields)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which options of a training configuration kaito-ray decides itself, passes over or refuses, and why. Data only.
 
-Read by training_config.py. Everything else that the installed libraries know is handed to them.
+Read by training_config.py. Everything else that the installed libraries know is handed to them. SFTConfig and DPOConfig
+are TrainingArguments of the methods that train with them.
 """
 
 from collections.abc import Mapping
@@ -14,6 +15,10 @@ _LOADED = "kaito-ray loads the model of tuning.preset at the revision of its cat
 _SERVED = "vLLM cannot serve such an adapter"
 _COLLATED = "TRL's own collator is used"
 _GONE = "TRL has no such option any more"
+_REFERENCE = "the reference is the model itself with its adapter off, which takes no memory and stays as it was"
+
+TRAINERS: Mapping[str, str] = {"lora": "SFTConfig", "qlora": "SFTConfig", "dpo": "DPOConfig"}
+"""By method, TRL's options of its own."""
 
 RENAMED: Mapping[str, Mapping[str, str]] = {
     "ModelConfig": {"torch_dtype": "dtype"},
@@ -55,8 +60,8 @@ IDLE: Mapping[str, Mapping[str, str]] = {
     },
     "DatasetConfig": {},
     "TrainingArguments": {
-        "dataset_text_field": "DatasetConfig.response_column names the column", "ddp_find_unused_parameters": _PLACED,
-        "ddp_backend": _PLACED, "disable_tqdm": _SHOWN, "do_eval": _SHOWN, "do_predict": _SHOWN, "do_train": _SHOWN,
+        "ddp_backend": _PLACED, "ddp_find_unused_parameters": _PLACED, "disable_tqdm": _SHOWN, "do_eval": _SHOWN,
+        "do_predict": _SHOWN, "do_train": _SHOWN,
         "hub_always_push": _PUBLISHED, "hub_model_id": _PUBLISHED, "hub_private_repo": _PUBLISHED,
         "hub_revision": _PUBLISHED, "hub_strategy": _PUBLISHED, "include_num_input_tokens_seen": _SHOWN,
         "local_rank": _PLACED, "log_level": _SHOWN, "log_level_replica": _SHOWN, "log_on_each_node": _SHOWN,
@@ -74,6 +79,12 @@ IDLE: Mapping[str, Mapping[str, str]] = {
         "past_index": _GONE, "ray_scope": _GONE, "save_safetensors": _GONE, "split_batches": _GONE,
         "torchdynamo": _GONE, "tpu_metrics_debug": _GONE, "tpu_num_cores": _GONE, "use_ipex": _GONE,
         "use_legacy_prediction_loop": _GONE, "use_mps_device": _GONE,
+    },
+    "SFTConfig": {"dataset_text_field": "DatasetConfig.response_column names the column"},
+    "DPOConfig": {
+        "label_smoothing_factor": "TRL's losses on pairs know label_smoothing only",
+        "padding_free": "TRL 1.16 pads pairs whatever it says",
+        "precompute_ref_batch_size": _REFERENCE, "precompute_ref_log_probs": _REFERENCE,
     },
 }  # fmt: skip
 """Options that change nothing here; said once as a warning, unless the value is what happens anyway."""
@@ -95,11 +106,17 @@ REFUSED: Mapping[str, Mapping[str, str]] = {
     "DatasetConfig": {},
     "TrainingArguments": {
         "accelerator_config": _PLACED, "auto_find_batch_size": "workers would come to different sizes; set"
-        " per_device_train_batch_size", "chat_template_path": "give the template itself in ModelConfig.chat_template",
-        "dataset_kwargs": "kaito-ray prepares the data itself", "deepspeed": _PLACED, "fsdp": _PLACED,
-        "fsdp_config": _PLACED, "hub_token": "it is a secret, and " + _PUBLISHED,
+        " per_device_train_batch_size", "deepspeed": _PLACED, "fsdp": _PLACED, "fsdp_config": _PLACED,
+        "hub_token": "it is a secret, and " + _PUBLISHED,
         "load_best_model_at_end": "the adapter is the one after the last step", "model_init_kwargs": "use ModelConfig",
         "parallelism_config": _PLACED,
+    },
+    "SFTConfig": {
+        "chat_template_path": "give the template itself in ModelConfig.chat_template",
+        "dataset_kwargs": "kaito-ray prepares the data itself",
+    },
+    "DPOConfig": {
+        "ref_model_mixup_alpha": _REFERENCE, "ref_model_sync_steps": _REFERENCE, "sync_ref_model": _REFERENCE,
     },
 }  # fmt: skip
 """Options that would be dropped or break something; an empty or false value of them is let through."""

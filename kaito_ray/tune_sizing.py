@@ -5,7 +5,7 @@ Called by plan_tune.py. Every worker holds a whole copy of the base model, on on
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kaito_ray.preset import Preset
 from kaito_ray.shape import GIB
@@ -15,6 +15,8 @@ from kaito_ray.sku import Sku
 _STEP_SAMPLES = 16
 _BATCHES = (8, 4, 2, 1)
 _LENGTHS = (2048, 1024, 512)
+# How much lower a rate pairs want than answers: what the defaults of TRL's two configurations say, 1e-6 and 2e-5.
+_PAIRS_RATE = 20
 # Tokens whose logits TRL's fused head holds at a time.
 _TILE = 1024
 
@@ -28,6 +30,8 @@ class Load:
     batch: int
     length: int
     checkpointing: bool
+    pairs: bool = False
+    """Whether every sample of a batch is two texts, the chosen and the rejected one."""
 
 
 def training_gib(preset: Preset, load: Load) -> float:
@@ -38,6 +42,10 @@ def training_gib(preset: Preset, load: Load) -> float:
     per layer, in float32 with its gradient and Adam's two moments, 16 bytes each. Activations: with gradient
     checkpointing one hidden state per layer and one layer's own in full, without it all layers' own. Logits of a tile
     with their gradient in float32. 1 GiB for CUDA and the allocator.
+
+    Pairs go through the model as one batch of twice the texts (DPOTrainer of TRL 1.16, its collator and _compute_loss).
+    The log-probabilities of the reference come from the same weights with the adapter off, while all of that is held:
+    without gradients, so one layer's own again, which with checkpointing is free by then; the tile is as well.
     """
     scale = 2.0 if load.bits == 32 else 1.0
     tables = 2 * preset.vocab_size * preset.hidden_size * 2 / GIB
@@ -46,9 +54,9 @@ def training_gib(preset: Preset, load: Load) -> float:
     weights = scale * (layers * per_weight + min(tables, preset.engine_gib))
     adapter = 16 * load.rank * 20 * preset.hidden_size * preset.layers / GIB
     inner = preset.intermediate_size or 4 * preset.hidden_size
-    tokens = load.batch * load.length
+    tokens = load.batch * load.length * (2 if load.pairs else 1)
     own = 8 * preset.hidden_size + 6 * inner
-    kept = preset.layers * preset.hidden_size + own if load.checkpointing else preset.layers * own
+    kept = preset.layers * preset.hidden_size + own if load.checkpointing else (preset.layers + load.pairs) * own
     activations = scale * tokens * 2 * kept / GIB
     logits = 2 * 4 * min(tokens, _TILE) * preset.vocab_size / GIB
     return weights + adapter + activations + logits + 1.0
@@ -67,7 +75,7 @@ def candidates(preset: Preset, asked: Load, *, batch: int | None, length: int | 
     lengths: Iterable[int] = (length,) if length else dict.fromkeys(min(preset.context, one) for one in _LENGTHS)
     for one_length in lengths:
         for one_batch in (batch,) if batch else _BATCHES:
-            yield Load(asked.bits, asked.rank, one_batch, one_length, asked.checkpointing)
+            yield replace(asked, batch=one_batch, length=one_length)
 
 
 def accumulation(batch: int, workers: int) -> int:
@@ -75,10 +83,11 @@ def accumulation(batch: int, workers: int) -> int:
     return max(1, round(_STEP_SAMPLES / (batch * workers)))
 
 
-def learning_rate(preset: Preset) -> float:
+def learning_rate(preset: Preset, *, pairs: bool) -> float:
     """A rate for LoRA that smaller models take higher, to two digits.
 
     "LoRA Without Regret" (Thinking Machines, 2025) found ten times the rate of full fine-tuning, 5e-4 at a hidden size
-    of 2000, falling with the 0.78th power of it: 2.9e-4 at 4096.
+    of 2000, falling with the 0.78th power of it: 2.9e-4 at 4096. At that rate pairs soon make tiny-phi-3 babble.
     """
-    return float(f"{5e-4 * (2000 / preset.hidden_size) ** 0.775:.1e}")
+    rate = 5e-4 * (2000 / preset.hidden_size) ** 0.775
+    return float(f"{rate / _PAIRS_RATE if pairs else rate:.1e}")

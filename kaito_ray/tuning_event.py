@@ -80,6 +80,10 @@ class Step(_Event):
     eta_seconds: int | None = None
     gpu_memory_gib: float | None = None
     """Most memory that one GPU held so far."""
+    reward_accuracy: float | None = None
+    """With pairs: the share of them whose chosen side has gained more than the rejected one."""
+    reward_margin: float | None = None
+    """How much more, times beta, in nats."""
 
     def shown(self) -> str:
         """As people read it: `step 20/300 loss 3.21 lr 1.8e-04 512 tokens/s eta 0:42`."""
@@ -88,6 +92,8 @@ class Step(_Event):
             parts.append(f"loss {self.loss:.4g}")
         if self.eval_loss is not None:
             parts.append(f"eval loss {self.eval_loss:.4g}")
+        if self.reward_accuracy is not None and self.reward_margin is not None:
+            parts.append(f"prefers {self.reward_accuracy:.0%} margin {self.reward_margin:.3g}")
         parts.append(f"epoch {self.epoch:.2f}")
         if self.learning_rate is not None:
             parts.append(f"lr {self.learning_rate:.1e}")

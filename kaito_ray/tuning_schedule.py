@@ -67,11 +67,14 @@ def schedule(training: Mapping[str, Any], *, rows: int, workers: int, min_steps:
     return Schedule(epochs, per_epoch, steps, training.get("logging_steps", min(10, max(1, steps // 20))))
 
 
-def seconds_per_token(preset: Preset, sku: Sku, *, workers: int, quantised: bool, checkpointing: bool) -> float | None:
+def seconds_per_token(
+    preset: Preset, sku: Sku, *, workers: int, quantised: bool, checkpointing: bool, pairs: bool
+) -> float | None:
     """About how long all workers together train on a token; None for hardware whose speed is not known.
 
     A token costs 2 operations per weight forwards and 2 backwards, since only the gradient of the activations passes
-    through frozen weights, and 2 more where gradient checkpointing repeats the forward pass.
+    through frozen weights, 2 more where gradient checkpointing repeats the forward pass, and 2 more with pairs, whose
+    tokens go through the reference as well.
     """
     tflops = float(next((value for name, value in _TFLOPS.items() if sku.gpu.startswith(name)), 0))
     if not tflops or not sku.gpus:
@@ -79,7 +82,7 @@ def seconds_per_token(preset: Preset, sku: Sku, *, workers: int, quantised: bool
     if sku.fraction and "/" in sku.fraction:
         part, whole = sku.fraction.split("/")
         tflops *= int(part) / int(whole)
-    operations = 6 if checkpointing else 4
+    operations = 4 + 2 * checkpointing + 2 * pairs
     weights = preset.weights_gib * 2**30 / 2
     share = _UTILIZATION_QUANTISED if quantised else _UTILIZATION
     return operations * weights / (workers * tflops * 1e12 * share)

@@ -48,6 +48,8 @@ def tuning_status(progress: Progress, job: RayJobStatus | None, before: Mapping[
         epoch=step.epoch if step else None,
         loss=_short(step.loss) if step else None,
         eval_loss=_short(step.eval_loss) if step else None,
+        reward_accuracy=_short(step.reward_accuracy) if step else None,
+        reward_margin=_short(step.reward_margin) if step else None,
         learning_rate=_short(step.learning_rate) if step else None,
         tokens_per_second=step.tokens_per_second if step else None,
         eta_seconds=step.eta_seconds if step else None,

@@ -238,8 +238,8 @@ class Tuning(_Part):
     """A model to fine-tune."""
 
     preset: PresetReference = Field(description="The model to tune. Cannot be changed.")
-    method: Annotated[Literal["lora", "qlora"], BeforeValidator(_lowered)] = Field(
-        description="lora or qlora, in any case. Cannot be changed."
+    method: Annotated[Literal["lora", "qlora", "dpo"], BeforeValidator(_lowered)] = Field(
+        description="lora, qlora, or dpo for preference pairs, in any case. Cannot be changed."
     )
     config: Name = Field("", description="ConfigMap of the same namespace with the key training_config.yaml.")
     input: DataSource = Field(description="The data to tune on.")

@@ -78,6 +78,10 @@ class TuningStatus(_Part):
     epoch: float | None = Field(None, description="Epochs done.")
     loss: float | None = Field(None, description="Training loss of the last steps.")
     eval_loss: float | None = Field(None, description="Loss on the rows that were held back, when there are any.")
+    reward_accuracy: float | None = Field(
+        None, description="With method dpo the share of pairs whose chosen side has gained more than the rejected one."
+    )
+    reward_margin: float | None = Field(None, description="With method dpo how much more, times beta.")
     learning_rate: float | None = Field(None, description="Learning rate of the last step.")
     tokens_per_second: float | None = Field(None, description="Tokens per second over all workers.")
     eta_seconds: int | None = Field(None, description="Seconds left, as estimated.")

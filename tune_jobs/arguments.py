@@ -76,7 +76,7 @@ class Arguments(_Frozen):
     """Of the RayJob: the same for the same wish, so that what is left of an earlier attempt is found."""
     workspace: str
     namespace: str = "default"
-    method: Literal["lora", "qlora"]
+    method: Literal["lora", "qlora", "dpo"]
     workers: int = Field(ge=1)
     use_gpu: bool
     cpus_per_worker: float = Field(1.0, gt=0)
@@ -86,7 +86,7 @@ class Arguments(_Frozen):
     lora: dict[str, Any]
     """Arguments of peft's LoraConfig."""
     training: dict[str, Any]
-    """Arguments of TRL's SFTConfig."""
+    """Arguments of TRL's SFTConfig, or of its DPOConfig with method dpo."""
     epochs_min_steps: int | None = None
     """Repeat a small data set until this many steps are done; None where the user named epochs or steps."""
     checkpoint_s: float = Field(180.0, gt=0)

@@ -109,6 +109,7 @@ async def _read(
                 max_length=arguments.training.get("max_length") or 2**31,
                 splits=bool(arguments.training.get("packing"))
                 and arguments.training.get("packing_strategy") in {"bfd_split", "wrapped"},
+                pairs=arguments.method == "dpo",
                 path=data.path,
                 extension=data.extension,
                 target=target,

@@ -20,7 +20,9 @@ def draw_loss(steps: Sequence[Step], target: Path, *, title: str) -> None:
         if points:
             axes.plot(*zip(*points, strict=True), label=f"loss, {label}", marker="." if len(points) < 40 else "")
     rates = [(step.step, step.learning_rate) for step in steps if step.learning_rate is not None]
-    axes.set(title=title, xlabel="step", ylabel="loss", ylim=(0, None))
+    # Losses on pairs may fall below nothing.
+    lowest = min((step.loss for step in steps if step.loss is not None), default=0.0)
+    axes.set(title=title, xlabel="step", ylabel="loss", ylim=(0 if lowest >= 0 else None, None))
     axes.grid(alpha=0.3)
     if rates:
         right = axes.twinx()

@@ -19,14 +19,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from kaito_ray.tuning_event import Event, Started, Step
 from tune_jobs.home import read_events
+from tune_jobs.loss_judge import LossJudge
 
 # After so many steps of an attempt its pace is known.
 _PACE_STEPS = 5
-# A loss is judged by the mean of so many reports, since single batches differ.
-_WINDOW = 3
-# It has run away when it is half as much again above where it began, and half a nat: 1.6 times the perplexity.
-_FACTOR, _MARGIN = 1.5, 0.5
-
 
 # Ray puts `ray_` in front and shows them on the metrics port of the pod, for Prometheus.
 _GAUGES = {
@@ -35,6 +31,8 @@ _GAUGES = {
     "epoch": "Epochs done",
     "loss": "Training loss of the last steps",
     "eval_loss": "Loss on held-out rows",
+    "reward_accuracy": "Share of pairs whose chosen side has gained more than the rejected one",
+    "reward_margin": "How much more it has gained, times beta",
     "learning_rate": "Learning rate",
     "tokens_per_second": "Tokens a second over all workers",
     "eta_seconds": "Seconds left, as estimated",
@@ -45,7 +43,7 @@ _GAUGES = {
 class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
     """Reports one training; `stopped` is the reason and the sentence when it was ended as hopeless."""
 
-    def __init__(self, events: Path, *, checkpoint_s: float, labels: dict[str, str]) -> None:
+    def __init__(self, events: Path, *, checkpoint_s: float, labels: dict[str, str], pairs: bool) -> None:
         self.stopped: tuple[str, str] | None = None
         self.loss: float | None = None
         self._events = events
@@ -54,8 +52,8 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         """Steps between checkpoints; 0 until it is known."""
         self._first = train.get_context().get_world_rank() == 0
         self._gauges = {name: _gauge(name, text, labels) for name, text in _GAUGES.items()} if self._first else {}
-        self._losses: list[float] = []
-        self._still = 0
+        self._pairs = pairs
+        self._judge = LossJudge(pairs)
         self._before = (0.0, 0, 0)
         """Time, step and tokens of this session at the last report."""
         self._began = (0.0, 0)
@@ -67,7 +65,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
         attempt = 1 + sum(isinstance(event, Started) for event in known)
         steps = [event for event in known if isinstance(event, Step) and event.step <= state.global_step]
         self._tokens_before = max((event.tokens or 0 for event in steps), default=0)
-        self._losses = [event.loss for event in steps if event.loss is not None][:_WINDOW]
+        self._judge = LossJudge(self._pairs, [event.loss for event in steps if event.loss is not None])
         self._began = (time.monotonic(), state.global_step)
         self._before = (time.monotonic(), state.global_step, 0)
         self._write(Started(attempt, args.world_size, state.max_steps, state.global_step))
@@ -120,11 +118,20 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
                 tokens_per_second=round((tokens - tokens_then) / (now - then), 1) if moved and now > then else None,
                 eta_seconds=round(pace * (state.max_steps - state.global_step)),
                 gpu_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if not args.use_cpu else None,
+                reward_accuracy=_finite(logs.get("rewards/accuracies")),
+                reward_margin=_finite(logs.get("rewards/margins")),
             )
         )
         # The loss is the mean over all workers, so that all of them stop at the same step.
         if "loss" in logs:
-            self._judge(float(logs["loss"]), logs.get("grad_norm"), state.global_step, control)
+            hopeless = self._judge.judge(
+                float(logs["loss"]),
+                state.global_step,
+                gradient=logs.get("grad_norm"),
+                token_accuracy=logs.get("mean_token_accuracy"),
+            )
+            if hopeless is not None:
+                self.stopped, control.should_training_stop = hopeless, True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Hand the checkpoint to Ray Train as it lies on the shared storage: no copy is made of it.
@@ -138,28 +145,6 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             checkpoint=Checkpoint.from_directory(str(folder)),
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
-
-    def _judge(self, loss: float, gradient: float | None, step: int, control: TrainerControl) -> None:
-        if not math.isfinite(loss):
-            self._stop(control, "LossNotFinite", f"the loss is {loss} at step {step}; lower the learning rate")
-            return
-        # Outputs that no longer depend on the input give a gradient of exactly nothing, and a loss that stands still.
-        self._still = self._still + 1 if gradient == 0 else 0
-        if self._still >= _WINDOW:
-            message = f"the loss stands still at {loss:.2f} with no gradient at step {step}; lower the learning rate"
-            self._stop(control, "LossDiverged", message)
-            return
-        self._losses.append(loss)
-        if len(self._losses) <= _WINDOW:
-            return
-        first, last = sum(self._losses[:_WINDOW]) / _WINDOW, sum(self._losses[-_WINDOW:]) / _WINDOW
-        if last > _FACTOR * first + _MARGIN:
-            message = f"the loss rose from {first:.2f} to {last:.2f} by step {step}; lower the learning rate"
-            self._stop(control, "LossDiverged", message)
-
-    def _stop(self, control: TrainerControl, reason: str, message: str) -> None:
-        self.stopped = (reason, message)
-        control.should_training_stop = True
 
     def _write(self, event: Event) -> None:
         if self._first:

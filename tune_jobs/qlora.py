@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tunes a language model with LoRA or QLoRA on Ray Train, from a data set to a published adapter.
+"""Fine-tunes a language model with LoRA, QLoRA or DPO on Ray Train, from a data set to a published adapter.
 
 What a RayJob runs and what `kaito-ray run` runs on a laptop; kaito_ray/tune_arguments.py writes the file:
 
@@ -153,7 +153,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     from ray.train import get_checkpoint, get_context
     from ray.train.torch import get_device
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, set_seed
-    from trl import SFTConfig, SFTTrainer
+    from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
     from tune_jobs.progress import Progress
 
@@ -190,11 +190,14 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
             run.events,
             checkpoint_s=arguments.checkpoint_s,
             labels={"workspace": arguments.workspace, "namespace": arguments.namespace},
+            pairs=arguments.method == "dpo",
         )
-        trainer = SFTTrainer(
+        # Pairs are judged against the base model, which is the same weights with the adapter off: no second copy.
+        trainer_of, config_of = (DPOTrainer, DPOConfig) if arguments.method == "dpo" else (SFTTrainer, SFTConfig)
+        trainer = trainer_of(
             model=model,
             processing_class=load_tokenizer(arguments),
-            args=SFTConfig(
+            args=config_of(
                 **options,
                 # Absolute: Ray gives each worker a working directory of its own.
                 output_dir=str(run.folder),
@@ -219,7 +222,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
                 parameter.data = parameter.data.float()
         checkpoint = get_checkpoint()
         trainer.train(resume_from_checkpoint=checkpoint.path if checkpoint else None)
-    except (ValueError, TypeError, KeyError, ImportError, torch.OutOfMemoryError) as error:
+    except (ValueError, TypeError, KeyError, ImportError, NotImplementedError, torch.OutOfMemoryError) as error:
         hopeless.write_text("\n".join(explained(error)))
         raise
     if progress.stopped:
@@ -305,7 +308,7 @@ def explained(error: Exception) -> tuple[str, str]:
     if type(error).__name__ == "OutOfMemoryError":
         return "OutOfMemory", (
             "the GPU's memory is too small for this training; lower max_length or per_device_train_batch_size in"
-            " TrainingArguments, or take method qlora or a larger size"
+            " TrainingArguments, or take weights of 4 bits or a larger size"
         )
     text = " ".join(str(error).split())
     return "TuningFailed", text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"

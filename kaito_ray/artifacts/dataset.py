@@ -4,8 +4,9 @@
     report = read_dataset(folder, work, wish=Wish(), limits=DATA, counter=counter, max_length=2048, target=file)
 
 Called by tune_jobs before workers start and by `kaito-ray validate --data`, so that a data set is judged by the same
-rules wherever that happens. The file has the columns that TRL reads: `prompt` and `completion` (lists of messages, or
-texts for a model without a chat template), or `text`. Blocking; holds a few hundred rows and a hash of each in memory.
+rules wherever that happens. The file has the columns that TRL reads: `prompt` and `completion`, of pairs `prompt`,
+`chosen` and `rejected` (lists of messages, or texts for a model without a chat template), or `text`. Blocking; holds a
+few hundred rows and a hash of each in memory.
 """
 
 import hashlib
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from kaito_ray.artifacts.dataset_file import DataFile, find_data
-from kaito_ray.artifacts.dataset_format import BadRow, Layout, Sample, Wish, detect, read_sample
+from kaito_ray.artifacts.dataset_format import Layout, Wish, detect, read_sample
 from kaito_ray.artifacts.dataset_length import Lengths, LengthTally
 from kaito_ray.artifacts.dataset_row import read_rows
-from kaito_ray.artifacts.dataset_tokens import Counter, as_messages, plain_pair
+from kaito_ray.artifacts.dataset_sample import BadRow, Sample, Turn
+from kaito_ray.artifacts.dataset_tokens import Counter
+from kaito_ray.artifacts.dataset_writer import Writer
 from kaito_ray.artifacts.limits import Limits
 from kaito_ray.manifest import Finding, Severity
 
@@ -72,18 +75,20 @@ def read_dataset(
     counter: Counter,
     max_length: int,
     splits: bool = False,
+    pairs: bool = False,
     path: str = "",
     extension: str = "",
     target: Path | None = None,
 ) -> Report:
     """Read everything once; `target` is written when the report has no errors.
 
-    Rows beyond `max_length` tokens are cut off there, unless `splits` says that what is cut off becomes a row.
+    Rows beyond `max_length` tokens are cut off there, unless `splits` says that what is cut off becomes a row. With
+    `pairs` rows teach to prefer one answer to another, else to give one.
     """
     files, findings = find_data(folder, work, limits, path=path, extension=extension)
-    reading = _Reading(counter, max_length, splits=splits)
+    reading = _Reading(counter, max_length, splits=splits, pairs=pairs)
     reading.findings += findings
-    writer = _Writer(work / "rows.parquet", counter) if target is not None else None
+    writer = Writer(work / "rows.parquet", chats=counter.chats) if target is not None else None
     try:
         for batch in _batches(reading.samples_of(files, wish, limits)):
             kept = reading.judge(batch)
@@ -117,9 +122,12 @@ class _Reading:
     counter: Counter
     max_length: int
     splits: bool = False
+    pairs: bool = False
     findings: list[Finding] = field(default_factory=list)
     _errors: int = 0
     _rows: int = 0
+    _ties: int = 0
+    _first_tie: tuple[str, int] = ("", 0)
     _open_ends: int = 0
     _first_open_end: tuple[str, int] = ("", 0)
     _duplicates: int = 0
@@ -143,16 +151,22 @@ class _Reading:
                     continue
                 empty = False
                 if layout is None:
-                    found = detect(list(row.values), wish, row.values)
+                    found = detect(list(row.values), wish, row.values, pairs=self.pairs)
                     if isinstance(found, str):
                         self._error(file.name, row.line, "", found)
                         break
                     layout = found
                     self._note_layout(file, layout)
                 try:
-                    yield _Placed(file.name, row.line, read_sample(layout, row.values))
+                    sample = read_sample(layout, row.values, pairs=self.pairs)
                 except BadRow as bad:
                     self._error(file.name, row.line, bad.column, str(bad))
+                else:
+                    if sample.is_tie:
+                        self._ties += 1
+                        self._first_tie = self._first_tie if self._ties > 1 else (file.name, row.line)
+                    else:
+                        yield _Placed(file.name, row.line, sample)
                 if self._errors >= _STOP_AFTER:
                     return
             if empty:
@@ -206,6 +220,10 @@ class _Reading:
         )
 
     def _judge_whole(self, lengths: Lengths | None) -> None:
+        if self._ties:
+            rest = f"left out are {_rows(self._ties)} like this" if self._rows else "as in every row"
+            message = f"prefers nothing, since chosen and rejected are the same; {rest}"
+            self._warn(*self._first_tie, message, "warning" if self._rows else "error")
         if lengths is None:
             return
         if lengths.lost == self._rows or (lengths.cut == self._rows and not self.splits):
@@ -264,42 +282,14 @@ def _rows(count: int) -> str:
 def _shown(sample: Sample) -> str:
     if sample.text:
         return _cut(sample.text)
-    return " | ".join(f"{role}: {_cut(content)}" for role, content in (*sample.prompt, *sample.answer))
+    pair: tuple[Turn, ...] = tuple(
+        (name, " / ".join(content for _, content in side))
+        for name, side in (("chosen", sample.answer), ("rejected", sample.rejected))
+    )
+    turns = (*sample.prompt, *(pair if sample.rejected else sample.answer))
+    return " | ".join(f"{role}: {_cut(content)}" for role, content in turns)
 
 
 def _cut(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= _SAMPLE_CHARACTERS else f"{line[: _SAMPLE_CHARACTERS - 3]}..."
-
-
-class _Writer:
-    """The clean file, written as rows come."""
-
-    def __init__(self, path: Path, counter: Counter) -> None:
-        self.path = path
-        self._chats = counter.chats
-        self._file: Any = None
-
-    def write(self, samples: Sequence[Sample]) -> None:
-        import pyarrow
-        from pyarrow import parquet
-
-        if not samples:
-            return
-        table = pyarrow.Table.from_pylist([self._record(sample) for sample in samples])
-        if self._file is None:
-            self._file = parquet.ParquetWriter(self.path, table.schema, compression="zstd")
-        if table.schema == self._file.schema:  # else it is reported: texts among conversations
-            self._file.write_table(table)
-
-    def _record(self, sample: Sample) -> dict[str, Any]:
-        if sample.text:
-            return {"text": sample.text}
-        if not self._chats:
-            prompt, completion = plain_pair(sample)
-            return {"prompt": prompt, "completion": completion}
-        return {"prompt": as_messages(sample.prompt), "completion": as_messages(sample.answer)}
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()

@@ -7,23 +7,22 @@
 | sharegpt | `conversations`: a list of `{"from": human or gpt, "value": text}` |
 | instruction | `instruction`, optionally `input` or `context`, and `output` or `response` |
 | prompt-completion | `prompt` and `completion`, `question` and `answer`, `query` and `response`, `input` and `output` |
-| preference | `chosen` and `rejected`, with `prompt` or whole conversations; the chosen side is learned |
+| preference | `chosen` and `rejected`, with `prompt` or whole conversations |
 | text | `text`: learned as it stands |
 
 Everything but text becomes a conversation: what stands before the model's first answer is the prompt, the rest is what
-it learns to say. Called by dataset.py.
+it learns to say. Of preferences that is the chosen side, unless the method learns from `pairs`, and then from nothing
+else (dataset_pair.py). Called by dataset.py.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from kaito_ray.artifacts.dataset_pair import NEEDED, read_pair
+from kaito_ray.artifacts.dataset_sample import BadRow, Sample, Turn, parsed, read_prompt, read_text, read_turns
 from kaito_ray.document import shown
-
-Turn = tuple[str, str]
-"""A role (system, user or assistant) and what it says."""
 
 
 class Format(StrEnum):
@@ -37,11 +36,6 @@ class Format(StrEnum):
     TEXT = "text"
 
 
-_ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
-}  # fmt: skip
-_TOOL_ROLES = {"tool", "function", "function_call", "function_response", "observation", "ipython"}
 _LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
 _INSTRUCTIONS, _INPUTS = ("instruction", "instructions"), ("input", "context")
 _OUTPUTS = ("output", "response", "completion", "answer")
@@ -51,14 +45,6 @@ _PAIRS = (
     ("input", "output"), ("context", "response"), ("source", "target"),
 )  # fmt: skip
 _TEXTS = ("text", "content", "document")
-
-
-class BadRow(Exception):
-    """A row that cannot be learned from: the column and what is wrong with it."""
-
-    def __init__(self, column: str, message: str) -> None:
-        super().__init__(message)
-        self.column = column
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,36 +68,21 @@ class Layout:
         return f"{self.format} ({', '.join(dict.fromkeys(self.columns.values()))})"
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """What one row teaches: an answer to a prompt, or a text."""
-
-    prompt: tuple[Turn, ...] = ()
-    answer: tuple[Turn, ...] = ()
-    """Begins with the assistant; may go on with further turns."""
-    text: str = ""
-
-    @property
-    def key(self) -> str:
-        """Equal for rows that teach the same."""
-        return json.dumps([self.prompt, self.answer, self.text], ensure_ascii=False)
-
-    @property
-    def ends_open(self) -> bool:
-        """Whether the last turn is not the model's, so that nothing is learned from it."""
-        return bool(self.answer) and self.answer[-1][0] != "assistant"
-
-
-def detect(columns: Sequence[str], wish: Wish, first: Mapping[str, Any] | None = None) -> Layout | str:
+def detect(
+    columns: Sequence[str], wish: Wish, first: Mapping[str, Any] | None = None, *, pairs: bool = False
+) -> Layout | str:
     """The layout of a data set with these columns, or a sentence on why there is none.
 
-    `first` is a row, which tells lists in the one style from lists in the other.
+    `first` is a row, which tells lists in the one style from lists in the other. `pairs` takes only preferences.
     """
     named = [column for column in (wish.messages_column, wish.context_column, wish.response_column) if column]
     absent = [column for column in named if column not in columns]
     if absent:
         return f"has no column {absent[0]}, which DatasetConfig names; there are {', '.join(columns)}"
     found = list(_layouts(columns, wish, first or {}))
+    if pairs:
+        what = f"is in the format {found[0]}" if found else f"has the columns {', '.join(columns) or 'of nothing'}"
+        return next((layout for layout in found if layout.format == Format.PREFERENCE), f"{what}, and {NEEDED}")
     if wish.format:
         found = [layout for layout in found if layout.format == wish.format]
     if found:
@@ -139,7 +110,7 @@ def _layouts(columns: Sequence[str], wish: Wish, first: Mapping[str, Any]) -> It
         if name in by_name:
             yield _list_layout(by_name[name], first)
     if "chosen" in by_name and "rejected" in by_name:
-        prompt = _first(by_name, ("prompt", "question", "instruction"))
+        prompt = _first(by_name, ("prompt", "question", "instruction", "query", "input"))
         yield Layout(Format.PREFERENCE, _named(prompt=prompt, chosen=by_name["chosen"], rejected=by_name["rejected"]))
     instruction, output = _first(by_name, _INSTRUCTIONS), _first(by_name, _OUTPUTS)
     if instruction and output:
@@ -153,7 +124,7 @@ def _layouts(columns: Sequence[str], wish: Wish, first: Mapping[str, Any]) -> It
 
 
 def _list_layout(column: str, first: Mapping[str, Any]) -> Layout:
-    turns = _parsed(first.get(column))
+    turns = parsed(first.get(column))
     styled = isinstance(turns, list) and any(isinstance(turn, Mapping) and "from" in turn for turn in turns)
     return Layout(Format.SHAREGPT if styled else Format.MESSAGES, {"messages": column})
 
@@ -166,7 +137,7 @@ def _named(**columns: str) -> dict[str, str]:
     return {part: column for part, column in columns.items() if column}
 
 
-def read_sample(layout: Layout, values: Mapping[str, Any]) -> Sample:
+def read_sample(layout: Layout, values: Mapping[str, Any], *, pairs: bool = False) -> Sample:
     """What a row teaches; raises BadRow."""
     columns = layout.columns
     for part, column in columns.items():
@@ -174,39 +145,39 @@ def read_sample(layout: Layout, values: Mapping[str, Any]) -> Sample:
             raise BadRow(column, f"is missing; the data set is in the format {layout}")
     match layout.format:
         case Format.TEXT:
-            return Sample(text=_text(values, columns["text"]))
+            return Sample(text=read_text(values, columns["text"]))
         case Format.MESSAGES | Format.SHAREGPT:
             column = columns["messages"]
-            return _split(column, list(_turns(column, values[column])))
+            return _split(column, list(read_turns(column, values[column])))
         case Format.PREFERENCE:
-            return _preference(columns, values)
+            return read_pair(columns, values) if pairs else _chosen(columns, values)
         case Format.INSTRUCTION:
-            prompt = _text(values, columns["prompt"])
+            prompt = read_text(values, columns["prompt"])
             extra = columns.get("input")
             more = values.get(extra) if extra else None
             if more is not None and not isinstance(more, str):
                 raise BadRow(str(extra), f"must be text, got {shown(more)}")
             asked = f"{prompt}\n\n{more}" if more and more.strip() else prompt
-            return Sample((("user", asked),), (("assistant", _text(values, columns["answer"])),))
+            return Sample((("user", asked),), (("assistant", read_text(values, columns["answer"])),))
         case Format.PROMPT_COMPLETION:
             return _pair(values, columns["prompt"], columns["answer"])
 
 
 def _pair(values: Mapping[str, Any], prompt: str, answer: str) -> Sample:
     """Prompt and completion, each a text or a list of messages."""
-    before, after = _parsed(values[prompt]), _parsed(values[answer])
-    asked = list(_turns(prompt, before)) if isinstance(before, list) else [("user", _text(values, prompt))]
-    said = list(_turns(answer, after)) if isinstance(after, list) else [("assistant", _text(values, answer))]
+    asked, after = read_prompt(values, prompt), parsed(values[answer])
+    said = list(read_turns(answer, after)) if isinstance(after, list) else [("assistant", read_text(values, answer))]
     if not said or said[0][0] != "assistant":
         raise BadRow(answer, "must begin with a message of role assistant")
     return Sample(tuple(asked), tuple(said))
 
 
-def _preference(columns: Mapping[str, str], values: Mapping[str, Any]) -> Sample:
+def _chosen(columns: Mapping[str, str], values: Mapping[str, Any]) -> Sample:
+    """The better side of a preference."""
     chosen = columns["chosen"]
-    said = _parsed(values[chosen])
+    said = parsed(values[chosen])
     if isinstance(said, list):
-        turns = list(_turns(chosen, said))
+        turns = list(read_turns(chosen, said))
         # Some sets repeat the prompt at the beginning of both sides.
         if turns[0][0] != "assistant" or "prompt" not in columns:
             return _split(chosen, turns)
@@ -223,61 +194,3 @@ def _split(column: str, turns: list[Turn]) -> Sample:
     if first == 0:
         raise BadRow(column, "begins with role assistant; a question must come first")
     return Sample(tuple(turns[:first]), tuple(turns[first:]))
-
-
-def _turns(column: str, value: Any) -> Iterator[Turn]:
-    turns = _parsed(value)
-    if not isinstance(turns, list):
-        raise BadRow(column, f"must be a list of messages, got {shown(turns)}")
-    if not turns:
-        raise BadRow(column, "is an empty list")
-    for index, turn in enumerate(turns):
-        where = f"message {index + 1}"
-        if not isinstance(turn, Mapping):
-            raise BadRow(column, f"{where} must be an object with role and content, got {shown(turn)}")
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        yield _role(column, where, role, index), _content(column, where, content)
-
-
-def _role(column: str, where: str, role: Any, index: int) -> str:
-    known = _ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
-        if isinstance(role, str) and role.strip().lower() in _TOOL_ROLES:
-            raise BadRow(column, f'{where} has the role "{role}"; kaito-ray does not train on calls of tools')
-        raise BadRow(column, f"{where} must have the role system, user or assistant, got {shown(role)}")
-    if known == "system" and index:
-        raise BadRow(column, f"{where} has the role system, which only the first may have")
-    return known
-
-
-def _content(column: str, where: str, content: Any) -> str:
-    if isinstance(content, list):  # the parts of a multimodal message
-        parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
-        if not all(isinstance(part, str) for part in parts):
-            raise BadRow(column, f"{where} has a part that is no text; kaito-ray trains on text only")
-        content = "".join(str(part) for part in parts)
-    if not isinstance(content, str):
-        raise BadRow(column, f"{where} must have text as its content, got {shown(content)}")
-    if not content.strip():
-        raise BadRow(column, f"{where} is empty")
-    return content
-
-
-def _text(values: Mapping[str, Any], column: str) -> str:
-    value = values[column]
-    if not isinstance(value, str):
-        raise BadRow(column, f"must be text, got {shown(value)}")
-    if not value.strip():
-        raise BadRow(column, "is empty")
-    return value
-
-
-def _parsed(value: Any) -> Any:
-    """A list of objects that stands as JSON in a cell of a CSV file; any other value as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value

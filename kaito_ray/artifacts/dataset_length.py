@@ -16,7 +16,7 @@ class Lengths:
 
     rows: int
     total: int
-    """Tokens of one epoch, what is cut off left out."""
+    """Tokens of one epoch, what is cut off left out; of pairs both sides, while the figures below are of the longer."""
     shortest: int
     median: int
     high: int
@@ -28,6 +28,7 @@ class Lengths:
     lost: int
     """Samples of which nothing is left to learn, because the prompt alone is too long."""
     exact: bool
+    pairs: bool
     histogram: tuple[tuple[int, int], ...]
     """Upper bounds, each twice the one before, and how many samples lie up to it and above the one before."""
 
@@ -35,7 +36,8 @@ class Lengths:
         """Sentences for people."""
         about = "" if self.exact else "about "
         spread = f"half of them at most {self.median:,}, 95 % at most {self.high:,}"
-        said = [f"{about}{self.total:,} tokens; rows have {self.shortest:,} to {self.longest:,}, {spread}"]
+        rows = "the longer sides of rows have" if self.pairs else "rows have"
+        said = [f"{about}{self.total:,} tokens; {rows} {self.shortest:,} to {self.longest:,}, {spread}"]
         if self.cut:
             said.append(f"{self.cut:,} rows ({self.cut / self.rows:.1%}) are cut off at max_length {self.max_length:,}")
         return tuple(said)
@@ -60,12 +62,14 @@ class LengthTally:
     _cut: int = 0
     _lost: int = 0
     _total: int = 0
+    _pairs: bool = False
 
     def add(self, count: Count, max_length: int) -> None:
         """One more sample."""
-        self._lengths[count.total] += 1
-        self._total += min(count.total, max_length)
-        self._cut += count.total > max_length
+        self._lengths[count.longest] += 1
+        self._total += min(count.total, max_length) + min(count.rejected, max_length)
+        self._pairs = self._pairs or count.rejected > 0
+        self._cut += count.longest > max_length
         self._lost += count.prompt >= max_length
 
     def lengths(self, max_length: int, *, exact: bool) -> Lengths:
@@ -87,6 +91,7 @@ class LengthTally:
             cut=self._cut,
             lost=self._lost,
             exact=exact,
+            pairs=self._pairs,
             histogram=tuple(histogram.items()),
         )
 

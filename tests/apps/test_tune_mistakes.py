@@ -39,11 +39,11 @@ def no_ray() -> Iterator[None]:
     assert not ray.is_initialized()
 
 
-def a_job_file(folder: Path, **config: Any) -> Path:
+def a_job_file(folder: Path, method: str = "qlora", **config: Any) -> Path:
     """A job with its data in `data` below the folder."""
     (folder / "data").mkdir(exist_ok=True)
     volumes = {name: {"volumeSource": {"hostPath": {"path": str(folder / name)}}} for name in ("data", "output")}
-    made = a_tiny_tune_plan(a_training_config(**config), input=volumes["data"], output=volumes["output"])
+    made = a_tiny_tune_plan(a_training_config(**config), method=method, input=volumes["data"], output=volumes["output"])
     return write_arguments(made, folder, folder / "data")
 
 
@@ -76,6 +76,12 @@ MISTAKES: dict[str, tuple[str, dict[str, Any], str, str]] = {
         {"LoraConfig": {"target_modules": ["q_proj", "o_proj"]}},
         "UnknownTargetModules",
         "names q_proj; the linear layers of tiny-phi-3 are down_proj, gate_up_proj, o_proj, qkv_proj",
+    ),
+    "chats instead of pairs": (
+        chats(),
+        {"method": "dpo"},
+        "InvalidData",
+        "chats.jsonl:1 is in the format messages (messages), and method dpo learns from pairs: the columns chosen and",
     ),
 }
 

@@ -7,6 +7,7 @@ python tests/e2e/test_training_options.py      writes kaito_ray/training_options
 import dataclasses
 import enum
 import inspect
+import re
 import types
 import typing
 from functools import cache
@@ -28,19 +29,30 @@ _QUANTIZATION = {
     "bnb_4bit_quant_type": Option(("text",), ("fp4", "nf4")),
     "bnb_4bit_quant_storage": Option(("text",)),
 }
+# Options of DPOConfig whose words stand in their help alone, and how they stand there. One loss may be given as text.
+_WORDS_IN_HELP = {"loss_type": (("list", "text"), r"`'(\w+)'`"), "f_divergence_type": (("text",), r"`(\w+)`[ ,.]")}
 
 
 @cache
 def installed() -> dict[str, dict[str, Option]]:
+    """By section of the file; TrainingArguments are what SFTConfig and DPOConfig have in common."""
     from peft import LoraConfig
     from transformers import BitsAndBytesConfig
-    from trl import SFTConfig
+    from trl import DPOConfig, SFTConfig
 
     quantization = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    answers = {field.name: _option(SFTConfig, field) for field in dataclasses.fields(SFTConfig)}
+    pairs = {field.name: _option(DPOConfig, field) for field in dataclasses.fields(DPOConfig)}
+    for name, (kinds, pattern) in _WORDS_IN_HELP.items():
+        words = re.findall(pattern, DPOConfig.__dataclass_fields__[name].metadata["help"])
+        pairs[name] = Option(kinds, tuple(sorted(set(words))))
+    both = {name: option for name, option in answers.items() if pairs.get(name) == option}
     return {
         "QuantizationConfig": {name: _QUANTIZATION.get(name, Option(("bool",))) for name in quantization},
         "LoraConfig": {field.name: _option(LoraConfig, field) for field in dataclasses.fields(LoraConfig)},
-        "TrainingArguments": {field.name: _option(SFTConfig, field) for field in dataclasses.fields(SFTConfig)},
+        "TrainingArguments": both,
+        "SFTConfig": {name: option for name, option in answers.items() if name not in both},
+        "DPOConfig": {name: option for name, option in pairs.items() if name not in both},
     }
 
 
@@ -75,7 +87,8 @@ def text() -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("trl", "transformers", "peft", "bitsandbytes"))
     lines = [
         "# SPDX-License-Identifier: Apache-2.0",
-        f"# The options of {libraries}, by section of KAITO's training configuration.",
+        f"# The options of {libraries}, by section of KAITO's training configuration;",
+        "# SFTConfig and DPOConfig are what TrainingArguments has besides for the methods lora and qlora, and for dpo.",
         "# Written by tests/e2e/test_training_options.py.",
     ]
     for section, known in installed().items():
@@ -83,7 +96,7 @@ def text() -> str:
     return "\n".join(lines) + "\n"
 
 
-@pytest.mark.parametrize("section", ["QuantizationConfig", "LoraConfig", "TrainingArguments"])
+@pytest.mark.parametrize("section", ["QuantizationConfig", "LoraConfig", "TrainingArguments", "SFTConfig", "DPOConfig"])
 def test_the_file_knows_every_option_of_the_installed_libraries(section: str) -> None:
     assert dict(options(section)) == installed()[section]
 

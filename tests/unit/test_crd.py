@@ -190,6 +190,7 @@ def tuning(**changes: Any) -> dict[str, Any]:
         serving(adapters=[ADAPTER]),
         tuning(),
         tuning(method="LoRA"),
+        tuning(method="DPO"),
         with_resource(partition={"mode": "mig", "profile": "1g.10gb"}),
     ],
 )
@@ -213,7 +214,7 @@ def test_good_documents_pass_and_may_be_applied_again(document: dict[str, Any]) 
         (tuning(input={"name": "x"}), "exactly one of urls, image and volumeSource"),
         (tuning(output={}), "exactly one of image and volumeSource"),
         (tuning(output={"image": "a"}), "image needs imagePushSecret"),
-        (tuning(method="dpo"), "tuning.method in body should match"),
+        (tuning(method="dora"), "tuning.method in body should match"),
         (with_resource(labelSelector={}), "must name at least one label"),
         (
             with_resource(labelSelector={"matchExpressions": [{"key": "a", "operator": "Exists"}]}),

@@ -17,7 +17,7 @@ from web import serving
 TURNS = [{"role": "user", "content": "What is a pod?"}, {"role": "assistant", "content": "A barrel."}]
 
 
-def a_manifest(folder: Path, data: dict[str, Any]) -> str:
+def a_manifest(folder: Path, data: dict[str, Any], method: str = "qlora") -> str:
     file = folder / "workspace.yaml"
     workspace = {
         "apiVersion": "kaito.sh/v1beta1",
@@ -30,7 +30,7 @@ def a_manifest(folder: Path, data: dict[str, Any]) -> str:
         "tuning": {
             # No tokenizer of it is on this machine, so that lengths are rough.
             "preset": {"name": "phi-4"},
-            "method": "qlora",
+            "method": method,
             "input": data,
             "output": {"volumeSource": {"persistentVolumeClaim": {"claimName": "result"}}},
         },
@@ -86,6 +86,23 @@ def test_bad_data_is_named_by_file_and_line_and_fails(tmp_path: Path) -> None:
     assert {"file": "rows.jsonl", "line": 2} in [
         {"file": one["file"], "line": one["line"]} for one in json.loads(told.stdout)
     ]
+
+
+@pytest.mark.usefixtures("offline")
+def test_pairs_are_shown_with_both_sides_and_other_data_is_no_pair(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    manifest = a_manifest(tmp_path, {"volumeSource": {"hostPath": {"path": str(data)}}}, method="dpo")
+    (data / "rows.jsonl").write_text(json.dumps({"prompt": "A pod?", "chosen": "A barrel.", "rejected": "No."}) + "\n")
+    result = CliRunner().invoke(app, ["validate", "--data", manifest])
+    assert result.exit_code == 0, result.output
+    assert "mine: 1 row of preference (prompt, chosen, rejected)" in result.stdout
+    assert "sample: user: A pod? | chosen: A barrel. | rejected: No." in result.stdout
+    assert "150 steps, 150 epochs, less than 2 min and less than a cent of training" in result.stdout
+    (data / "rows.jsonl").write_text(json.dumps({"messages": TURNS}) + "\n")
+    result = CliRunner().invoke(app, ["validate", "--data", manifest])
+    assert result.exit_code == 1
+    assert "rows.jsonl:1 is in the format messages (messages), and method dpo learns from pairs" in result.stdout
 
 
 @pytest.mark.parametrize(

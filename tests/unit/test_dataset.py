@@ -354,3 +354,108 @@ def test_the_same_rows_have_the_same_digest_in_any_format(tmp_path: Path) -> Non
         (folder / name).write_bytes(FILES[name])
         digests.add(read(folder)[0].digest)
     assert len(digests) == 1
+
+
+QUESTION = TURNS[:1]
+PAIR = {"prompt": QUESTION, "chosen": TURNS[1:], "rejected": [{"role": "assistant", "content": "No."}]}
+WORSE = [*QUESTION, *PAIR["rejected"]]
+MORE = [*TURNS, {"role": "user", "content": "And a node?"}]
+PAIRS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "texts": ({"prompt": "What is a pod?", "chosen": "A barrel.", "rejected": "No."}, PAIR),
+    "answers as messages": (PAIR, PAIR),
+    "conversations": ({"chosen": TURNS, "rejected": WORSE}, PAIR),
+    "both": ({"prompt": "What is a pod?", "chosen": TURNS, "rejected": WORSE}, PAIR),
+    "text and messages": ({"question": "What is a pod?", "chosen": "A barrel.", "rejected": PAIR["rejected"]}, PAIR),
+    "messages besides": ({"messages": TURNS, "prompt": "What is a pod?", "chosen": TURNS, "rejected": WORSE}, PAIR),
+    "JSON in a cell": ({"chosen": json.dumps(TURNS), "rejected": json.dumps(WORSE)}, PAIR),
+    "they part later": (
+        {"chosen": [*MORE, TURNS[1]], "rejected": [*MORE, PAIR["rejected"][0]]},
+        {"prompt": MORE, "chosen": TURNS[1:], "rejected": PAIR["rejected"]},
+    ),
+    "one goes on": (
+        {"chosen": TURNS, "rejected": [*MORE, *PAIR["rejected"]]},
+        {"prompt": QUESTION, "chosen": TURNS[1:], "rejected": [*MORE[1:], *PAIR["rejected"]]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_part_where_they_differ(folder: Path, case: str) -> None:
+    given, expected = PAIRS[case]
+    (folder / "rows.jsonl").write_text(lines(given))
+    report, rows = read(folder, pairs=True)
+    assert problems(report) == []
+    assert rows == [expected]
+    assert report.layouts[0].startswith("preference (")
+
+
+NO_PAIRS: dict[str, tuple[dict[str, Any], str]] = {
+    "chats": (CHAT, "a.jsonl:1 is in the format messages (messages), and method dpo learns from pairs: the columns"),
+    "no format": ({"foo": 1}, "a.jsonl:1 has the columns foo, and method dpo learns from pairs: the columns chosen"),
+    "one side": ({"prompt": "a", "chosen": "b"}, "a.jsonl:1 has the columns prompt, chosen, and method dpo learns"),
+    "no answer": ({"chosen": TURNS, "rejected": QUESTION}, "a.jsonl:1 rejected: has no message of role assistant"),
+    "no question": ({"chosen": TURNS[1:], "rejected": TURNS[1:]}, "chosen: begins with role assistant; a question"),
+    "texts alone": ({"chosen": "a", "rejected": "b"}, "chosen: must be a list of messages where there is no column"),
+    "an empty side": ({"prompt": "a", "chosen": "b", "rejected": " "}, "a.jsonl:1 rejected: is empty"),
+    "a number": ({"prompt": "a", "chosen": "b", "rejected": 3}, "a.jsonl:1 rejected: must be text, got 3"),
+    "nothing": ({"prompt": "a", "chosen": "b", "rejected": None}, "a.jsonl:1 rejected: is missing; the data set is in"),
+    "a wrong role": ({"chosen": [{"role": "usr", "content": "x"}], "rejected": TURNS}, "chosen: message 1 must have"),
+    "two questions": (
+        {"chosen": TURNS, "rejected": [{"role": "user", "content": "?"}, TURNS[1]]},
+        "a.jsonl:1 rejected: must answer what chosen answers, and differs from it at message 1 already",
+    ),
+    "another second question": (
+        {"chosen": [*MORE, TURNS[1]], "rejected": [*TURNS, *TURNS]},
+        "a.jsonl:1 rejected: must answer what chosen answers, and differs from it at message 3 already",
+    ),
+    "a tie": (
+        {"prompt": "a", "chosen": "b", "rejected": "b"},
+        "a.jsonl:1 prefers nothing, since chosen and rejected are the same; as in every row",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NO_PAIRS)
+def test_what_is_no_pair_is_named(folder: Path, case: str) -> None:
+    given, expected = NO_PAIRS[case]
+    (folder / "a.jsonl").write_text(lines(given))
+    report, rows = read(folder, pairs=True)
+    assert len(problems(report)) == 1
+    assert expected in problems(report)[0]
+    assert rows == []
+
+
+def test_pairs_that_prefer_nothing_are_left_out(folder: Path) -> None:
+    tie = {"chosen": TURNS, "rejected": TURNS}
+    (folder / "a.jsonl").write_text(lines(PAIRS["conversations"][0], tie, tie))
+    report, rows = read(folder, pairs=True)
+    assert rows == [PAIR]
+    assert report.rows == 1
+    [warning] = [str(finding) for finding in report.findings if "prefers nothing" in str(finding)]
+    assert warning.startswith("a.jsonl:2 warning: ")
+    assert warning.endswith("left out are 2 rows like this")
+
+
+def test_pairs_are_as_long_as_their_longer_side_and_cost_both(folder: Path) -> None:
+    rows = [
+        {"prompt": "a" * 40, "chosen": "b" * 40, "rejected": "c" * 400},
+        {"prompt": "a" * 40, "chosen": "b" * 40, "rejected": "c" * 20},
+        {"prompt": "a" * 40, "chosen": "b" * 40, "rejected": "d" * 20},
+        {"prompt": "a" * 40, "chosen": "b" * 40, "rejected": "d" * 20},
+        {"prompt": "a" * 400, "chosen": "b" * 4, "rejected": "d" * 20},
+    ]
+    (folder / "a.jsonl").write_text(lines(*rows))
+    report, _ = read(folder, max_length=100, pairs=True)
+    lengths = report.lengths
+    assert lengths is not None
+    assert (lengths.shortest, lengths.longest, lengths.cut, lengths.lost) == (20, 110, 2, 1)
+    assert lengths.total == (20 + 100) + 3 * (20 + 15) + (100 + 100)
+    assert "the longer sides of rows have 20 to 110" in " ".join(report.summary())
+    assert report.duplicates == 1
+    assert report.samples[1] == f"user: {'a' * 40} | chosen: {'b' * 40} | rejected: {'c' * 20}"
+
+
+def test_pairs_that_end_with_a_question_are_said(folder: Path) -> None:
+    (folder / "a.jsonl").write_text(lines({"chosen": TURNS, "rejected": [*WORSE, QUESTION[0]]}))
+    report, _ = read(folder, pairs=True)
+    assert any("ends with a message that is not the assistant's" in str(finding) for finding in report.findings)

@@ -4,6 +4,7 @@
 from typing import Any
 
 import pytest
+import yaml
 
 from kaito_ray.errors import DoesNotFit, InvalidManifest
 from kaito_ray.plan import TunePlan, plan
@@ -58,6 +59,7 @@ def a_plan(
         ("phi-3-mini-4k-instruct", "Standard_NV36ads_A10_v5", "lora", 1, "bfloat16"),
         ("phi-4", "Standard_NC96ads_A100_v4", "lora", 4, "bfloat16"),
         ("tiny-phi-3", "cpu", "qlora", 1, "float32"),
+        ("phi-3-mini-4k-instruct", "Standard_NV36ads_A10_v5", "dpo", 1, "bfloat16"),
     ],
 )
 def test_every_gpu_becomes_a_worker(model: str, size: str, method: str, workers: int, dtype: str) -> None:
@@ -76,6 +78,54 @@ def test_qlora_fits_where_lora_does_not() -> None:
         a_plan("phi-4", "Standard_NV36ads_A10_v5", method="lora")
     with pytest.raises(DoesNotFit, match="Coder-32B"):
         a_plan("qwen2.5-coder-32b-instruct", "Standard_NC6s_v3")
+
+
+def a_config(**sections: Any) -> dict[str, Any]:
+    text = yaml.safe_dump({"training_config": sections})
+    return {"data": {"training_config.yaml": text}, "config": "training"}
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({}, {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}),
+        ({"load_in_8bit": True}, {"load_in_8bit": True, "load_in_4bit": False}),
+        ({"load_in_4bit": False}, None),
+    ],
+)
+def test_dpo_has_4_bits_unless_others_are_asked_for(wish: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    made = a_plan(
+        "phi-3-mini-4k-instruct", "Standard_NC24ads_A100_v4", method="dpo", **a_config(QuantizationConfig=wish)
+    )
+    quantization = made.arguments["quantization"]
+    assert quantization is None if expected is None else expected.items() <= quantization.items()
+
+
+def test_pairs_take_a_lower_rate_one_epoch_and_less_at_once() -> None:
+    """As answers on the same size do, in twice the room."""
+    answers, pairs = (a_plan("phi-4", "Standard_NV36ads_A10_v5", method=method) for method in ("qlora", "dpo"))
+    one, other = answers.arguments["training"], pairs.arguments["training"]
+    assert one["learning_rate"] == pytest.approx(20 * other["learning_rate"], rel=0.05)
+    assert "num_train_epochs" not in one
+    assert other["num_train_epochs"] == 1
+    assert pairs.arguments["epochs_min_steps"] == answers.arguments["epochs_min_steps"]
+    assert one["per_device_train_batch_size"] == 2 * other["per_device_train_batch_size"]
+    assert 2 * one["gradient_accumulation_steps"] == other["gradient_accumulation_steps"]
+    assert one["max_length"] == other["max_length"]
+
+
+def test_what_the_config_map_says_of_pairs_wins() -> None:
+    asked = a_config(TrainingArguments={"learning_rate": 1e-6, "num_train_epochs": 2, "beta": 0.3})
+    made = a_plan("phi-4", "Standard_NC24ads_A100_v4", method="dpo", **asked)
+    training = made.arguments["training"]
+    assert (training["learning_rate"], training["num_train_epochs"], training["beta"]) == (1e-6, 2.0, 0.3)
+    assert made.arguments["epochs_min_steps"] is None
+
+
+def test_pairs_in_16_bits_that_do_not_fit_are_told_of_4() -> None:
+    asked = a_config(QuantizationConfig={"load_in_4bit": False})
+    with pytest.raises(DoesNotFit, match=r"dpo of microsoft/phi-4 needs .*; QuantizationConfig\.load_in_4bit needs"):
+        a_plan("phi-4", "Standard_NV36ads_A10_v5", method="dpo", **asked)
 
 
 def test_a_model_without_tuning_facts_is_refused() -> None:

@@ -9,7 +9,7 @@ import yaml
 from kaito_ray.errors import InvalidManifest
 from kaito_ray.training_config import TrainingConfig, parse_training_config
 from kaito_ray.training_options import options
-from kaito_ray.training_rules import IDLE, REFUSED, RENAMED
+from kaito_ray.training_rules import IDLE, REFUSED, RENAMED, TRAINERS
 
 # The qlora template that KAITO copies into namespaces, as its users have it.
 TEMPLATE = """
@@ -186,6 +186,90 @@ def test_lora_is_not_quantised() -> None:
     assert "write method: qlora" in found[0]
 
 
+@pytest.mark.parametrize("quantization", [{}, {"load_in_4bit": False}, {"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_dpo_is_quantised_or_not(quantization: dict[str, bool]) -> None:
+    assert section("QuantizationConfig", quantization, "dpo").quantization == quantization
+
+
+PAIRS: dict[str, Any] = {
+    "beta": 0.2,
+    "loss_type": ["sigmoid", "sft"],
+    "loss_weights": [1.0, 0.5],
+    "max_length": 256,
+    "label_smoothing": 0.1,
+}
+
+
+def test_dpo_takes_the_options_of_trls_dpo_config() -> None:
+    assert section("TrainingArguments", PAIRS, "dpo").training == PAIRS
+    assert section("TrainingArguments", {"loss_type": "ipo", "packing": False}, "dpo").training == {"loss_type": "ipo"}
+
+
+ONLY_SFT, ONLY_DPO = "is an option of lora and qlora, not of method dpo", "is an option of dpo, not of method qlora"
+BAD_WITH_METHOD: dict[str, tuple[str, str, dict[str, Any], str]] = {
+    "packing": ("dpo", "TrainingArguments", {"packing": True}, f"packing: {ONLY_SFT}"),
+    "masks": ("dpo", "TrainingArguments", {"assistant_only_loss": True}, f"assistant_only_loss: {ONLY_SFT}"),
+    "beta": ("qlora", "TrainingArguments", {"beta": 0.1}, f"beta: {ONLY_DPO}"),
+    "another model": ("qlora", "TrainingArguments", {"sync_ref_model": True}, f"sync_ref_model: {ONLY_DPO}"),
+    "a loss of the other": ("qlora", "TrainingArguments", {"loss_type": "ipo"}, "must be one of chunked_nll, dft, nll"),
+    "a misspelt beta": ("dpo", "TrainingArguments", {"beat": 0.1}, "beat: is no option; did you mean beta?"),
+    "a misspelt loss": ("dpo", "TrainingArguments", {"loss_type": "sigmiod"}, 'sppo_hard, got "sigmiod"'),
+    "one of the losses": (
+        "dpo",
+        "TrainingArguments",
+        {"loss_type": ["sft", "a"]},
+        "must be one or several of aot, aot",
+    ),
+    "a second model": ("dpo", "TrainingArguments", {"sync_ref_model": True}, "the model itself with its adapter off"),
+    "beta 0": ("dpo", "TrainingArguments", {"beta": 0}, "beta: must be above 0, got 0"),
+    "half of the labels": ("dpo", "TrainingArguments", {"label_smoothing": 0.5}, "at least 0 and below 0.5, got 0.5"),
+    "exo without": ("dpo", "TrainingArguments", {"loss_type": "exo_pair"}, "exo_pair needs a label_smoothing above 0"),
+    "a weight too few": (
+        "dpo",
+        "TrainingArguments",
+        {"loss_weights": [1.0, 2.0]},
+        "must be 1 numbers, one for each of",
+    ),
+    "words as weights": ("dpo", "TrainingArguments", {"loss_weights": ["a"]}, "must be 1 numbers, one for each of"),
+    "lengths": (
+        "dpo",
+        "TrainingArguments",
+        {"train_sampling_strategy": "group_by_length"},
+        "must be random or sequential with method dpo, got group_by_length",
+    ),
+    "a format": ("dpo", "DatasetConfig", {"format": "messages"}, "must be preference with method dpo, got messages"),
+    "a column": ("dpo", "DatasetConfig", {"messages_column": "a"}, "its columns are prompt, chosen and rejected"),
+    "4 and 8 bits": (
+        "dpo",
+        "QuantizationConfig",
+        {"load_in_4bit": True, "load_in_8bit": True},
+        "cannot have both load_in_4bit and load_in_8bit",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_WITH_METHOD)
+def test_what_does_not_go_with_the_method_is_named(case: str) -> None:
+    method, name, values, expected = BAD_WITH_METHOD[case]
+    found = problems(yaml.safe_dump({"training_config": {name: values}}), method)
+    assert len(found) == 1
+    assert expected in found[0], found
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "word"),
+    [
+        ("TrainingArguments", {"precompute_ref_log_probs": True}, "adapter off, which takes no memory"),
+        ("TrainingArguments", {"label_smoothing_factor": 0.1}, "label_smoothing only"),
+        ("LoraConfig", {"lora_dropout": 0.1}, "with method dpo unless disable_dropout is false"),
+    ],
+)
+def test_what_has_no_effect_on_pairs_is_said(name: str, values: dict[str, Any], word: str) -> None:
+    [warning] = section(name, values, "dpo").warnings
+    assert "has no effect" in warning
+    assert word in warning
+
+
 def test_all_problems_come_at_once() -> None:
     found = problems("training_config: {LoraConfig: {r: x, use_dora: true}, Foo: {}, DatasetConfig: {format: x}}")
     assert len(found) == 4
@@ -202,3 +286,9 @@ def test_rules_speak_of_options_that_exist_or_did(name: str) -> None:
     assert set(RENAMED[name].values()) <= known
     assert REFUSED[name].keys() <= known
     assert not REFUSED[name].keys() & IDLE[name].keys()
+
+
+@pytest.mark.parametrize("trainer", sorted(set(TRAINERS.values())))
+def test_rules_of_a_method_speak_of_its_own_options(trainer: str) -> None:
+    assert REFUSED[trainer].keys() <= options(trainer).keys()
+    assert IDLE[trainer].keys() <= options("TrainingArguments", trainer).keys()

@@ -77,6 +77,10 @@ def test_the_state_is_what_is_still_true() -> None:
         ),
         (Step(1, 2, 0.5, "", eval_loss=1.5, gpu_memory_gib=7.25), "step 1/2 eval loss 1.5 epoch 0.50 7.2 GiB"),
         (Step(1, 9, 0.0, "", eta_seconds=7322), "step 1/9 epoch 0.00 eta 2:02:02"),
+        (
+            Step(1, 9, 0.1, "", loss=0.69314, reward_accuracy=0.625, reward_margin=0.01234),
+            "step 1/9 loss 0.6931 prefers 62% margin 0.0123 epoch 0.10",
+        ),
     ],
 )
 def test_steps_as_people_read_them(step: Step, shown: str) -> None:

@@ -74,6 +74,17 @@ def test_time_is_of_the_right_order_and_price_follows(
         assert told.usd == pytest.approx(made.hourly_usd * told.seconds / 3600)
 
 
+def test_pairs_take_longer_since_the_reference_reads_them_as_well() -> None:
+    model, size = "phi-3-mini-4k-instruct", "Standard_NC24ads_A100_v4"
+    answers, pairs = (
+        estimate(a_plan(model, size, method), CATALOGUE.get(model), SIZES.get(size), 1_000_000, 1.0)
+        for method in ("qlora", "dpo")
+    )
+    assert answers is not None
+    assert pairs is not None
+    assert pairs.seconds == pytest.approx(answers.seconds * 8 / 6)
+
+
 def test_nothing_is_said_about_hardware_of_unknown_speed() -> None:
     made = a_tiny_tune_plan()
     assert estimate(made, 100, 3.0) is None

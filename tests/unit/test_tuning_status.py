@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a job says of itself in, status.tuning and status.output out."""
 
+from dataclasses import replace
+
 import pytest
 
 from builders import a_tune_plan
@@ -27,6 +29,10 @@ RUNNING = parse_ray_job(a_ray_job())
         (
             (STARTED, STEP),
             {"step": 160, "loss": 3.2, "learning_rate": 1e-4, "eta_seconds": 90, "gpu_memory_gib": 21.5, "message": ""},
+        ),
+        (
+            (STARTED, replace(STEP, reward_accuracy=0.875, reward_margin=0.1234567)),
+            {"reward_accuracy": 0.875, "reward_margin": 0.1235, "loss": 3.2},
         ),
         ((STARTED, STEP, WAITING), {"step": 160, "message": "the registry is down"}),
     ],

@@ -337,7 +337,7 @@ BROKEN: dict[str, tuple[Any, str, str]] = {
         "at most maxReplicas, which is 2, got 3",
     ),
     # tuning
-    "method": (tuning(method="dpo"), "tuning.method", 'must be one of lora, qlora, got "dpo"'),
+    "method": (tuning(method="dora"), "tuning.method", 'must be one of lora, qlora, dpo, got "dora"'),
     "no method": (without(tuning(), "tuning", "method"), "tuning.method", "is missing"),
     "no input": (without(tuning(), "tuning", "input"), "tuning.input", "is missing"),
     "no output": (without(tuning(), "tuning", "output"), "tuning.output", "is missing"),
