@@ -51,12 +51,16 @@ class ServeRig:
             lambda at, ports: serve_env(self.plan) | local_env(at, **ports), cpus=max(2, replicas), gpus=0
         )
 
-    def deploy(self, adapters: Sequence[AdapterPlan] = (), *, replicas: int = 0) -> None:
-        """Send the Serve config, with another number of replicas where one is given; returns at once."""
-        plan = replace(self.plan, adapters=tuple(adapters), replicas=replicas or self.plan.replicas)
-        config = serve_config(plan, port=self.port)
+    def deploy(self, adapters: Sequence[AdapterPlan] = ()) -> None:
+        """Send the Serve config; returns at once."""
+        config = serve_config(replace(self.plan, adapters=tuple(adapters)), port=self.port)
         config["http_options"]["host"] = "127.0.0.1"
         self.ray.deploy(config)
+
+    def scale(self, replicas: int, adapters: Sequence[AdapterPlan]) -> None:
+        """Ask for so many replicas with those adapters; returns at once."""
+        self.plan = replace(self.plan, replicas=replicas)
+        self.deploy(adapters)
 
     def start(self, adapters: Sequence[AdapterPlan] = ()) -> None:
         """Deploy and wait until every replica serves."""

@@ -274,12 +274,12 @@ def test_replicas_come_and_go_under_traffic_and_none_answers_without_its_adapter
     with ThreadPoolExecutor(4) as clients:
         asked = [clients.submit(traffic, model) for model in (BASE, "a") * 2]
         try:
-            rig.deploy(adapters, replicas=3)
+            rig.scale(3, adapters)
             until(are_running(3), WAIT_S, lambda: str(rig.replicas()))
             assert [states["a"]["state"] for states in rig.states()] == ["Ready"] * 3
             # A change meets all of them, the newest too.
             adapters.append(on_volume("b", adapter_for(model_path(), tmp_path / "two", seed=11)))
-            rig.deploy(adapters, replicas=3)
+            rig.deploy(adapters)
             until(
                 lambda: (
                     [{name: one["state"] for name, one in states.items()} for states in rig.states()]
@@ -288,7 +288,7 @@ def test_replicas_come_and_go_under_traffic_and_none_answers_without_its_adapter
                 WAIT_S,
                 lambda: str(rig.states()),
             )
-            rig.deploy(adapters, replicas=2)
+            rig.scale(2, adapters)
             until(are_running(2), WAIT_S, lambda: str(rig.replicas()))
         finally:
             stop.set()
