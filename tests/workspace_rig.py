@@ -107,6 +107,17 @@ def a_serving(name: str, label: str = "serving", **overrides: Any) -> Object:
     }
 
 
+def a_push_secret() -> Object:
+    """The Secret `push`, with which a registry takes images."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "push", "namespace": "default"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": "e30="},
+    }
+
+
 def get(client: Client, name: str, namespace: str = "default") -> Object:
     """A Workspace."""
     return client.get(API, "Workspace", name, namespace)

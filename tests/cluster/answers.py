@@ -70,7 +70,7 @@ class Answers:
         if asked is None:
             return web.Response(status=503)
         token = request.headers.get("X-Ray-Authorization", "")
-        question = Question(request.method, *asked.groups(), request.query, token, await request.read())
+        question = Question(request.method, asked[1], asked[2], asked[3], request.query, token, await request.read())
         status, body = self._answer(question) or (503, b"")
         return web.Response(status=status, body=body, content_type="application/json")
 

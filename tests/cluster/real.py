@@ -3,7 +3,7 @@
 
 What only TestCluster can do skips the test. Needed are the API server and the controller manager, without scheduler
 and without nodes that run pods; there KubeRay, scheduler and kubelets are simulated. Where KubeRay's own operator acts,
-tests that would simulate it are skipped, and those of test_operator_real_kuberay.py run.
+tests that would simulate it are skipped, and those of test_operator_real_kuberay*.py run.
 """
 
 import os

@@ -15,6 +15,7 @@ from kuberay_rig import PATIENCE_S, head_pods, ray_clusters, remove, start
 from operator_rig import running_operator
 from workspace_rig import (
     RAY,
+    a_push_secret,
     condition,
     get,
     kuberay_cluster,
@@ -42,15 +43,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealCluster]:
     folder = tmp_path_factory.mktemp("cluster")
     with kuberay_cluster(folder) as cluster, running_operator(cluster.kubeconfig, folder):
         cluster.add_node("cpu-1", cpu="1000", memory="4Ti")
-        cluster.client.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "push", "namespace": "default"},
-                "type": "kubernetes.io/dockerconfigjson",
-                "data": {".dockerconfigjson": "e30="},
-            }
-        )
+        cluster.client.create(a_push_secret())
         yield cluster
 
 
@@ -88,7 +81,7 @@ def test_a_users_manifest_serves_and_takes_an_adapter_without_a_pause(cluster: R
 
     def loaded(workspace: Object) -> bool:
         found = {one["name"]: one["state"] for one in workspace["status"].get("adapters", ())}
-        return found == {"sql": "Ready"}
+        return found == {"sql": "Loaded"}
 
     workspace = client.wait(lambda: get(client, name), loaded, PATIENCE_S)
     assert condition(workspace, "InferenceReady").items() >= {"status": "True", "lastTransitionTime": since}.items()
@@ -106,9 +99,10 @@ def test_a_users_manifest_is_tuned_and_served(cluster: RealCluster, dashboards: 
     wait_for(client, name, "JobStarted", timeout_s=PATIENCE_S)
     cluster.call(lambda: dashboards.set_running(DONE))
     wait_for(client, name, "WorkspaceSucceeded", timeout_s=PATIENCE_S)
-    workspace = wait_until_ready(client, name, PATIENCE_S)
+    wait_until_ready(client, name, PATIENCE_S)
+    workspace = wait_for(client, name, "AdaptersReady", timeout_s=PATIENCE_S)
     assert workspace["status"]["output"].items() >= {"image": IMAGE, "digest": DIGEST}.items()
-    assert [(one["name"], one["state"]) for one in workspace["status"]["adapters"]] == [(name, "Ready")]
+    assert [(one["name"], one["state"]) for one in workspace["status"]["adapters"]] == [(name, "Loaded")]
     # The job's cluster gave its GPU to the one that serves.
     (serving,) = ray_clusters(client, name)
     assert serving["metadata"]["ownerReferences"][0]["kind"] == "RayService"

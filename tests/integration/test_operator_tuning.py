@@ -17,6 +17,7 @@ from operator_rig import Operator, running_operator
 from workspace_rig import (
     MANIFESTS,
     RAY,
+    a_push_secret,
     a_serving,
     condition,
     get,
@@ -68,15 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(folder: Path) -> Iterator[Cluster]:
     """A cluster with a push secret and no operator yet."""
     with simulated_cluster(folder) as cluster:
-        cluster.client.create(
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "push", "namespace": "default"},
-                "type": "kubernetes.io/dockerconfigjson",
-                "data": {".dockerconfigjson": "e30="},
-            }
-        )
+        cluster.client.create(a_push_secret())
         yield cluster
 
 
