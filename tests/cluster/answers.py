@@ -9,10 +9,27 @@ nothing answers.
 import re
 import socket
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from aiohttp import web
 
-Answer = Callable[[str, str, str, Mapping[str, str]], bytes | None]
+
+class Question(NamedTuple):
+    """A request to a Service; `token` is what it says to Ray in `X-Ray-Authorization`."""
+
+    method: str
+    namespace: str
+    service: str
+    path: str
+    query: Mapping[str, str]
+    token: str
+    body: bytes
+
+
+Reply = tuple[int, bytes]
+"""The status and the body."""
+
+Answer = Callable[[Question], Reply | None]
 
 # Ray Serve's and its dashboard's.
 _PORTS = (8000, 8265)
@@ -20,7 +37,7 @@ _ASKED = re.compile(r".*/namespaces/([^/]+)/services/(?:https?:)?([^:/]+)[^/]*/p
 
 
 class Answers:
-    """A server for `answer`, from namespace, Service, path and query; `address` is where it listens."""
+    """A server for `answer`."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -29,7 +46,7 @@ class Answers:
 
     def _application(self) -> web.Application:
         application = web.Application()
-        application.router.add_get("/{path:.*}", self._handle)
+        application.router.add_route("*", "/{path:.*}", self._handle)
         return application
 
     async def start(self) -> None:
@@ -50,8 +67,12 @@ class Answers:
 
     async def _handle(self, request: web.Request) -> web.Response:
         asked = _ASKED.fullmatch(request.headers.get("X-Forwarded-Uri", ""))
-        body = self._answer(asked[1], asked[2], asked[3], request.query) if asked else None
-        return web.Response(status=503) if body is None else web.Response(body=body, content_type="application/json")
+        if asked is None:
+            return web.Response(status=503)
+        token = request.headers.get("X-Ray-Authorization", "")
+        question = Question(request.method, asked[1], asked[2], asked[3], request.query, token, await request.read())
+        status, body = self._answer(question) or (503, b"")
+        return web.Response(status=status, body=body, content_type="application/json")
 
 
 def own_address() -> str:

@@ -3,7 +3,7 @@
 
 What only TestCluster can do skips the test. Needed are the API server and the controller manager, without scheduler
 and without nodes that run pods; there KubeRay, scheduler and kubelets are simulated. Where KubeRay's own operator acts,
-tests that would simulate it are skipped, and those of test_operator_real_kuberay.py run.
+tests that would simulate it are skipped, and those of test_operator_real_kuberay*.py run.
 """
 
 import os
@@ -14,12 +14,15 @@ from typing import Any, NoReturn, Self
 import pytest
 import yaml
 
-from cluster.answers import Answers
+from cluster.answers import Answer, Answers, Question, Reply
 from cluster.client import Client
 from cluster.inside import Inside
 from cluster.kuberay import kuberay_acts
 from cluster.mirror import Mirror
 from cluster.outside import Outside
+from cluster.pod_simulator import Pods
+from cluster.ray_dashboard import Dashboards
+from cluster.replica_simulator import Replicas
 from cluster.simulation import Pace, Simulation
 from cluster.steered import Steered
 from cluster.tidy import tidy, undefine
@@ -29,6 +32,7 @@ _CONFIGURATION = ("admissionregistration.k8s.io/v1", "ValidatingWebhookConfigura
 
 # The garbage collector hears of new kinds every 30 seconds.
 _PATIENCE = 3.0
+_PORTS_IN_USE = "the ports of Ray are in use on this machine"
 _SIMULATED_ONLY = {
     "api": "it looks into the API server",
     "url": "it looks into the API server",
@@ -61,6 +65,7 @@ class RealCluster(Steered):
         self.client = Client(kubeconfig, _PATIENCE)
         self._mirror = Mirror(self.client)
         self._answers: Answers | None = None
+        self._pods: Pods | None = None
         self._folder = folder
 
     def __enter__(self) -> Self:
@@ -74,6 +79,8 @@ class RealCluster(Steered):
     ) -> None:
         if self._simulation is not None:
             self.call(self._simulation.stop)
+        if self._pods is not None:
+            self.call(self._pods.stop)
         if self._answers is not None:
             self.run(self._answers.stop())
         self.run(self._mirror.close())
@@ -93,16 +100,42 @@ class RealCluster(Steered):
         self._needs_no_kuberay()
         simulation = super().simulate(pace)
         if self._answers is None:
-            self._answers = Answers(simulation.answer)
-            self.run(self._answers.start())
+
+            def answer(asked: Question) -> Reply | None:
+                body = simulation.answer(asked.namespace, asked.service, asked.path, asked.query)
+                return None if body is None else (200, body)
+
+            self._listen(answer)
         return simulation
+
+    def simulate_pods(self) -> Dashboards:
+        """Start scheduler and kubelets beside KubeRay's own operator, and Ray in the pods as far as it answers.
+
+        Skips where KubeRay could not reach it.
+        """
+        dashboards = Dashboards(self.inside("ray"))
+        replicas = Replicas(self.inside("ray"), dashboards.submitted)
+
+        def answer(asked: Question) -> Reply | None:
+            body = replicas.answer(asked.namespace, asked.service, asked.path, asked.query)
+            return dashboards.answer(asked) if body is None else (200, body)
+
+        if not self._listen(answer).works:
+            _simulated_only(_PORTS_IN_USE)
+        self._pods = self.call(lambda: Pods(self.inside("kubelet")))
+        return dashboards
+
+    def _listen(self, answer: Answer) -> Answers:
+        self._answers = Answers(answer)
+        self.run(self._answers.start())
+        return self._answers
 
     def set_adapter(
         self, namespace: str, service: str, adapter: str, *, replica: int | None = None, **said: Any
     ) -> None:
         """What a replica says of an adapter; skips where no replica can be heard."""
         if self._answers is None or not self._answers.works:
-            _simulated_only("the ports of Ray are in use on this machine")
+            _simulated_only(_PORTS_IN_USE)
         super().set_adapter(namespace, service, adapter, replica=replica, **said)
 
     def kubeconfig_of(self, namespace: str, service_account: str) -> Path:
