@@ -60,7 +60,7 @@ def allocate(*_):
 """
 TOO_SMALL = (
     "the GPU's memory is too small for this training; lower max_length or per_device_train_batch_size in"
-    " TrainingArguments, or take method qlora or a larger size"
+    " TrainingArguments, or take weights of 4 bits or a larger size"
 )
 GAUGES = r'ray_kaito_ray_tuning_loss\{.*namespace="default".*workspace="pirate".*\} \d'
 """What Prometheus finds at one of the ports of the Ray cluster."""
