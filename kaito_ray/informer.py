@@ -66,6 +66,8 @@ class Informer(Generic[T]):
         self._labels = labels
         self._metadata_only = metadata_only
         self._values: dict[Key, tuple[int, T]] = {}
+        # The version up to which list and watch have told of everything.
+        self._told = 0
         self._groups: dict[Hashable, set[Key]] = defaultdict(set)
 
     def get(self, key: Key) -> T | None:
@@ -81,7 +83,16 @@ class Informer(Generic[T]):
         return (value for _, value in list(self._values.values()))
 
     def put(self, document: KubeObject) -> None:
-        """Take an object as the API returned it, unless a newer version of it is known: writes are seen at once."""
+        """Take an object as a write returned it, so that it is seen at once, unless it has changed or gone since.
+
+        The watch may be quicker than the answer to the write. It does not tell twice that an object is gone, so one
+        that was brought back by its own answer would stay for ever.
+        """
+        if key_of(document) in self._values or version_of(document) > self._told:
+            self._take(document)
+
+    def _take(self, document: KubeObject) -> None:
+        """Take an object, unless a newer version of it is known."""
         key, version = key_of(document), version_of(document)
         known = self._values.get(key)
         if known is not None and known[0] >= version:
@@ -126,9 +137,10 @@ class Informer(Generic[T]):
             version = page["metadata"]["resourceVersion"]
             for document in page["items"]:
                 found.add(key_of(document))
-                self.put(document)
+                self._take(document)
         for key in self._values.keys() - found:
             self.drop(key)
+        self._told = version_of(page)
         if self.absent:
             logger.info("%s is installed now", self.kind.crd)
         self.absent = False
@@ -149,7 +161,8 @@ class Informer(Generic[T]):
                     if event["type"] == "DELETED":
                         self.drop(key_of(document), version_of(document))
                     elif event["type"] != "BOOKMARK":
-                        self.put(document)
+                        self._take(document)
+                    self._told = version_of(document)
                 # The server ends watches regularly; one that ends at once must not become a storm.
                 await asyncio.sleep(_BACKOFF_MIN_S)
             except (NotFound, Gone):
