@@ -87,7 +87,9 @@ def _state(progress: Progress, job: RayJobStatus) -> str:
         return "Succeeded"
     if job.over or (progress.failed is not None and progress.failed.final):
         return "Failed"
-    if job.deployment_status == "Retrying" or progress.failed is not None:
+    # KubeRay says Retrying for a moment only, and Initializing until the next attempt has its pods.
+    starting = job.failed > 0 and job.deployment_status != "Running"
+    if job.deployment_status == "Retrying" or starting or progress.failed is not None:
         return "Retrying"
     if progress.waiting is not None:
         return "Waiting"
