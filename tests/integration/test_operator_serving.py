@@ -14,6 +14,7 @@ from cluster.container_state import Script
 from cluster.fixture import Cluster
 from cluster.ray_service_simulator import Serving
 from operator_rig import Operator, running_operator
+from waiting import until
 from workspace_rig import (
     MANIFESTS,
     RAY,
@@ -218,7 +219,8 @@ def test_another_writer_is_reported_rather_than_fought(cluster: Cluster, client:
         client.patch(service, {"spec": {"serveConfigV2": f"applications: []\n# {attempt}\n"}})
     workspace = wait_for(client, "quarrel", "InferenceReady", "False", reason="RepairContested")
     assert "RayService quarrel" in condition(workspace, "InferenceReady")["message"]
-    assert quiet_writes(cluster) == []
+    # Its Event may come a moment after the condition.
+    until(lambda: quiet_writes(cluster) == [], 10, lambda: "it goes on writing")
 
 
 def test_a_service_of_somebody_else_is_not_taken_over(cluster: Cluster, client: Client) -> None:
