@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kaito_ray.errors import CannotRun, KaitoRayError
+from kaito_ray.local_adapters import adapter_lines
 from kaito_ray.local_tune import tune, tuning_packages
 from kaito_ray.local_workspace import LocalWorkspace, load_workspace
 from kaito_ray.serve_config import local_env, serve_config, serve_env
@@ -64,9 +65,10 @@ def run(file: Path, *, port: int, once: str | None, settings: Settings) -> None:
             ray.wait_until_running(stage.note)
             stage.note(f"{plan.served_model_name} answers on http://127.0.0.1:{port}")
         healthy = True
+        _tell_adapters(config, workspace, port, stages, only_trouble=True)
         if once is not None:
             with stages.stage("answer"):
-                answer = _ask(port, once, next(iter(workspace.api_keys.values()), None))
+                answer = _ask(port, once, workspace.any_key)
             print(answer)  # the only thing on stdout
             return
         stages.say("ask", f'curl http://127.0.0.1:{port}/chat -d \'{{"prompt": "What is Kubernetes?"}}\'')
@@ -170,7 +172,18 @@ def _apply_change(
         ray.deploy(wanted)
         ray.wait_until_running(stage.note)
         stage.note("applied live")
+    _tell_adapters(wanted, changed, port, stages)
     return wanted
+
+
+def _tell_adapters(
+    config: Mapping[str, Any], workspace: LocalWorkspace, port: int, stages: Stages, *, only_trouble: bool = False
+) -> None:
+    """One line for each adapter that the Serve config asks for: live, refused and why, or still on its way."""
+    wanted = config["applications"][0]["deployments"][0]["user_config"]["adapters"]
+    for name, (good, text) in adapter_lines(wanted, port, workspace.any_key).items() if wanted else ():
+        if not (good and only_trouble):
+            stages.say("adapter", f"{name} {text}")
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

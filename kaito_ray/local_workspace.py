@@ -55,6 +55,11 @@ class LocalWorkspace:
         """What the processes that load the model need to reach a gated one."""
         return {HUB_TOKEN_KEY: self.hub_token} if self.hub_token else {}
 
+    @property
+    def any_key(self) -> str | None:
+        """A key to ask with; None without keys."""
+        return next(iter(self.api_keys.values()), None)
+
     def write_api_keys(self, folder: Path) -> str | None:
         """Lay the keys out as the mounted Secret of a pod, one file per key; None when there are none."""
         if not self.api_keys:

@@ -186,12 +186,22 @@ def test_saved_adapter_is_live(run: Run, adapter: Path) -> None:
     body: dict[str, Any] = {"prompt": QUESTION, "return_full_text": False, "generate_kwargs": {"do_sample": False}}
     base = run.post("/chat", body).json()["Result"]
     assert run.post("/chat", body | {"model": "fun"}).json()["Result"] != base
+    until(lambda: run.says("fun is live, rank 8, sha256:"), 30, run.log.read_text)
 
     saved = run.manifest.with_suffix(".new")  # as an editor saves: by renaming over the file
     saved.write_text(documents([]))
     saved.rename(run.manifest)
     until(lambda: run.get("/adapters").json() == [], 60, run.log.read_text)
     assert run.post("/chat", body | {"model": "fun"}).status_code == 404
+
+
+def test_an_adapter_that_is_refused_is_told_where_the_edit_was_made(run: Run, tmp_path: Path) -> None:
+    entry = {"source": {"name": "gone", "volumeSource": {"hostPath": {"path": str(tmp_path / "nowhere")}}}}
+    run.manifest.write_text(documents([entry]))
+    until(lambda: run.says("gone is not loaded: "), 60, run.log.read_text)
+    assert run.get("/v1/models").status_code == 200
+    run.manifest.write_text(documents([]))
+    until(lambda: run.get("/adapters").json() == [], 60, run.log.read_text)
 
 
 def test_a_bad_edit_changes_nothing(run: Run) -> None:
