@@ -159,35 +159,30 @@ async def test_losing_workers_and_then_the_cluster_costs_only_some_steps(shared:
         pytest.skip(f"needs {ROOM / 2**30 + 1:.0f} GiB of free memory")
     reference = await an_uninterrupted_adapter(shared)
     data, output = a_folder_of_chats(tmp_path), tmp_path / "output"
-    arguments = write_arguments(a_plan(data, output), tmp_path, data, checkpoint_s=1.0)
+    arguments = write_arguments(a_plan(data, output), tmp_path, data, checkpoint_s=0.25)
     threshold = (memory.total - memory.available + ROOM) / memory.total
     variables = {
         "RAY_memory_usage_threshold": f"{threshold:.4f}",
         "RAY_memory_monitor_refresh_ms": "100",
-        "RAY_metrics_report_interval_ms": "500",
     }
-    seen, attempt = "", 0
     async with a_job(arguments, **variables) as first:
-        async for event in first.follow():
-            if isinstance(event, Step) and not re.search(GAUGES, seen):
-                seen = await _metrics(first)
-            starts = [one for one in first.events if isinstance(one, Started)]
-            if not isinstance(event, Step) or event.step < starts[-1].resumed_from + 20 or len(starts) == attempt:
-                continue
-            attempt = len(starts)
-            match attempt:
-                case 1:
-                    await _use_up_memory(first, int(threshold * memory.total))
-                case 2:
-                    first.workers()[-1].kill()
-                case _:
-                    break  # and everything of it is killed: what a pod on a lost node leaves
-    assert attempt == 3
-    assert re.search(GAUGES, seen)
+        following = asyncio.create_task(first.end())
+        await _a_checkpoint(first, output, attempt=1)
+        await _use_up_memory(first, int(threshold * memory.total))
+        await _a_checkpoint(first, output, attempt=2)
+        first.workers()[-1].kill()
+        await _a_checkpoint(first, output, attempt=3)
+        # And now everything of it is killed: what a pod on a lost node leaves.
+    await following
     assert not (output / "adapter_config.json").exists()
-    async with a_job(arguments) as second:
-        await second.end()
+    seen, seldom = "", write_arguments(a_plan(data, output), tmp_path, data, checkpoint_s=5.0)
+    async with a_job(seldom, RAY_metrics_report_interval_ms="500") as second:
+        async for event in second.follow():
+            if isinstance(event, Step) and not re.search(GAUGES, seen):
+                seen = await _metrics(second)
+        await second.process.wait()
         assert second.process.returncode == 0, second.log.read_text()
+    assert re.search(GAUGES, seen)
     starts = [event for event in (*first.events, *second.events) if isinstance(event, Started)]
     assert [start.attempt for start in starts] == [1, 2, 3, 4]
     resumed = [start.resumed_from for start in starts]
@@ -292,14 +287,42 @@ async def an_uninterrupted_adapter(shared: Path) -> Path:
     return shared / "data"
 
 
+async def _a_checkpoint(job: Job, output: Path, *, attempt: int) -> None:
+    """Return when the attempt has a checkpoint of its own that Ray Train would resume from."""
+    async with asyncio.timeout(240):
+        while job.process.returncode is None:
+            starts = [event for event in job.events if isinstance(event, Started)]
+            if len(starts) == attempt and _newest_checkpoint(output) > starts[-1].resumed_from:
+                return
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"it ended before attempt {attempt} had a checkpoint: {job.log.read_text()}")
+
+
+def _newest_checkpoint(output: Path) -> int:
+    """The step of the newest checkpoint that Ray Train knows of, 0 for none."""
+    for snapshot in output.glob(".kaito-ray/*/runs/*/checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError):  # written in this moment
+            newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+            return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
+    return 0
+
+
 async def _use_up_memory(job: Job, limit: int) -> None:
-    """Hold so much memory that Ray's monitor takes what the job's workers have, and let go once it has."""
+    """Hold so much memory that Ray's monitor takes what the job's workers have, and let go once it has.
+
+    They stand still meanwhile, or they would be done before the memory is.
+    """
     workers, held = job.workers(), []
+    for worker in workers:
+        worker.suspend()
     while all(_lives(worker) for worker in workers):
         memory = psutil.virtual_memory()
         if (short := limit + 2**25 - (memory.total - memory.available)) > 0:
             held.append(b"x" * min(short, 2**29))
         await asyncio.sleep(0.05)
+    for worker in filter(_lives, workers):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.resume()
 
 
 def _lives(process: psutil.Process) -> bool:
