@@ -19,7 +19,7 @@ from kaito_ray.preset import load_catalogue
 from kaito_ray.settings import Settings
 from kaito_ray.sku import cpu_size
 from kaito_ray.tune_arguments import TuneFolders, tune_arguments
-from kaito_ray.tuning_event import Event, parse_event
+from kaito_ray.tuning_event import Event, Started, parse_event
 
 MODEL = "tiny-phi-3"
 PIRATE = (
@@ -134,3 +134,23 @@ async def a_job(arguments: Path, **env: str) -> AsyncIterator[Job]:
             for child in left:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
+
+
+async def a_checkpoint(job: Job, output: Path, *, attempt: int = 1) -> None:
+    """Return when the attempt has a checkpoint of its own that Ray Train would resume from; `job` must be followed."""
+    async with asyncio.timeout(240):
+        while job.process.returncode is None:
+            starts = [event for event in job.events if isinstance(event, Started)]
+            if len(starts) == attempt and _newest_checkpoint(output) > starts[-1].resumed_from:
+                return
+            await asyncio.sleep(0.02)
+    raise AssertionError(f"it ended before attempt {attempt} had a checkpoint: {job.log.read_text()}")
+
+
+def _newest_checkpoint(output: Path) -> int:
+    """The step of the newest checkpoint that Ray Train knows of, 0 for none."""
+    for snapshot in output.glob(".kaito-ray/*/runs/*/checkpoint_manager_snapshot.json"):
+        with contextlib.suppress(ValueError):  # written in this moment
+            newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
+            return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
+    return 0

@@ -99,8 +99,9 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
             return
         now, tokens = time.monotonic(), int(logs.get("num_tokens", self._before[2]))
         then, step_then, tokens_then = self._before
-        moved = state.global_step > step_then
-        if moved:
+        # A report that is only an evaluation counts no tokens; the next one covers the steps up to it.
+        learned = "loss" in logs and state.global_step > step_then
+        if learned:
             self._before = (now, state.global_step, tokens)
         pace = (now - self._began[0]) / max(state.global_step - self._began[1], 1)
         self.loss = logs.get("loss", self.loss)
@@ -115,7 +116,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]  # transformers ships no 
                 grad_norm=_finite(logs.get("grad_norm")),
                 eval_loss=_finite(logs.get("eval_loss")),
                 tokens=self._tokens_before + tokens if tokens else None,
-                tokens_per_second=round((tokens - tokens_then) / (now - then), 1) if moved and now > then else None,
+                tokens_per_second=round((tokens - tokens_then) / (now - then), 1) if learned and now > then else None,
                 eta_seconds=round(pace * (state.max_steps - state.global_step)),
                 gpu_memory_gib=round(torch.cuda.max_memory_allocated() / 2**30, 2) if not args.use_cpu else None,
                 reward_accuracy=_finite(logs.get("rewards/accuracies")),

@@ -5,6 +5,7 @@ It knows the rejected answers by heart; the chosen ones are their beginnings. Wh
 server to a registry and over the loss of workers, is the same for all methods (test_tuning.py).
 """
 
+import asyncio
 import json
 from itertools import pairwise
 from math import log
@@ -16,7 +17,7 @@ import pytest
 from kaito_ray.tiny_corpus import QUESTIONS
 from kaito_ray.tiny_model import model_path
 from kaito_ray.tuning_event import Data, Failed, Started, Step, progress_of
-from tune_rig import a_job, a_tiny_tune_plan, a_training_config, write_arguments
+from tune_rig import a_checkpoint, a_job, a_tiny_tune_plan, a_training_config, write_arguments
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400), pytest.mark.filterwarnings("default")]
 
@@ -72,6 +73,39 @@ async def test_the_model_prefers_the_chosen_answers(tmp_path: Path) -> None:
     assert {asked: said for asked, (_, said) in after.items()} == BRIEF
 
 
+async def test_it_goes_on_after_everything_was_killed_with_pairs_held_out(tmp_path: Path) -> None:
+    config = a_training_config(
+        TrainingArguments={
+            "max_steps": 60,
+            "logging_steps": 7,
+            "eval_strategy": "steps",
+            "eval_steps": 15,
+            "learning_rate": 4e-4,
+        },
+        DatasetConfig={"train_test_split": 0.75},
+    )
+    file = a_job_file(tmp_path, config, checkpoint_s=0.25)
+    async with a_job(file) as first:
+        following = asyncio.create_task(first.end())
+        await a_checkpoint(first, tmp_path / "output")
+    await following
+    async with a_job(file) as second:
+        events = await second.end()
+        assert second.process.returncode == 0, second.log.read_text()
+
+    [started] = [event for event in events if isinstance(event, Started)]
+    assert (started.attempt, started.total_steps) == (2, 60)
+    assert 0 < started.resumed_from < 60
+    steps = [event for event in events if isinstance(event, Step)]
+    assert steps[-1].step == 60
+    learned, tried = [one for one in steps if one.loss is not None], [one for one in steps if one.eval_loss is not None]
+    assert not {id(one) for one in learned} & {id(one) for one in tried}
+    assert learned[-1].loss < log(2) / 4
+    assert all(one.tokens_per_second for one in learned[1:])
+    assert tried
+    assert [one.tokens_per_second for one in tried] == [None] * len(tried), "nothing was learned, so it has no pace"
+
+
 async def test_a_model_that_breaks_while_its_loss_falls_is_not_published(tmp_path: Path) -> None:
     config = a_training_config(TrainingArguments={"learning_rate": 5e-3, "max_steps": 300, "logging_steps": 5})
     async with a_job(a_job_file(tmp_path, config)) as job:
@@ -86,7 +120,7 @@ async def test_a_model_that_breaks_while_its_loss_falls_is_not_published(tmp_pat
     assert [path.name for path in (tmp_path / "output").iterdir() if path.name != ".kaito-ray"] == []
 
 
-def a_job_file(folder: Path, config: dict[str, str], *, workers: int = 1) -> Path:
+def a_job_file(folder: Path, config: dict[str, str], *, workers: int = 1, **overrides: Any) -> Path:
     """A job that learns from the pairs."""
     data = folder / "data"
     data.mkdir()
@@ -94,7 +128,7 @@ def a_job_file(folder: Path, config: dict[str, str], *, workers: int = 1) -> Pat
     (data / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     volumes = {name: {"volumeSource": {"hostPath": {"path": str(folder / name)}}} for name in ("data", "output")}
     made = a_tiny_tune_plan(config, workers=workers, method="dpo", input=volumes["data"], output=volumes["output"])
-    return write_arguments(made, folder, data)
+    return write_arguments(made, folder, data, **overrides)
 
 
 def preferences(adapter: Path | None) -> dict[str, tuple[float, str]]:

@@ -29,7 +29,17 @@ from kaito_ray.artifacts.tensors import read_header
 from kaito_ray.plan import ModelSource, TunePlan
 from kaito_ray.tiny_model import cache_folder, model_path
 from kaito_ray.tuning_event import Failed, Finished, Started, Step, progress_of
-from tune_rig import MODEL, PIRATE, Job, a_job, a_tiny_tune_plan, a_training_config, chats, write_arguments
+from tune_rig import (
+    MODEL,
+    PIRATE,
+    Job,
+    a_checkpoint,
+    a_job,
+    a_tiny_tune_plan,
+    a_training_config,
+    chats,
+    write_arguments,
+)
 from waiting import free_port
 from web import serving
 
@@ -167,11 +177,11 @@ async def test_losing_workers_and_then_the_cluster_costs_only_some_steps(shared:
     }
     async with a_job(arguments, **variables) as first:
         following = asyncio.create_task(first.end())
-        await _a_checkpoint(first, output, attempt=1)
+        await a_checkpoint(first, output, attempt=1)
         await _use_up_memory(first, int(threshold * memory.total))
-        await _a_checkpoint(first, output, attempt=2)
+        await a_checkpoint(first, output, attempt=2)
         first.workers()[-1].kill()
-        await _a_checkpoint(first, output, attempt=3)
+        await a_checkpoint(first, output, attempt=3)
         # And now everything of it is killed: what a pod on a lost node leaves.
     await following
     assert not (output / "adapter_config.json").exists()
@@ -285,26 +295,6 @@ async def an_uninterrupted_adapter(shared: Path) -> Path:
             assert job.process.returncode == 0, job.log.read_text()
         (alone / "output").rename(shared / "data")
     return shared / "data"
-
-
-async def _a_checkpoint(job: Job, output: Path, *, attempt: int) -> None:
-    """Return when the attempt has a checkpoint of its own that Ray Train would resume from."""
-    async with asyncio.timeout(240):
-        while job.process.returncode is None:
-            starts = [event for event in job.events if isinstance(event, Started)]
-            if len(starts) == attempt and _newest_checkpoint(output) > starts[-1].resumed_from:
-                return
-            await asyncio.sleep(0.02)
-    raise AssertionError(f"it ended before attempt {attempt} had a checkpoint: {job.log.read_text()}")
-
-
-def _newest_checkpoint(output: Path) -> int:
-    """The step of the newest checkpoint that Ray Train knows of, 0 for none."""
-    for snapshot in output.glob(".kaito-ray/*/runs/*/checkpoint_manager_snapshot.json"):
-        with contextlib.suppress(ValueError):  # written in this moment
-            newest = json.loads(snapshot.read_text())["latest_checkpoint_result"]
-            return int(newest["checkpoint_dir_name"].rpartition("-")[2]) if newest else 0
-    return 0
 
 
 async def _use_up_memory(job: Job, limit: int) -> None:
