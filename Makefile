@@ -6,6 +6,7 @@ SAMPLE ?= manifests/samples/tiny-inference.yaml
 ARGS   ?=
 ENGINE := $(if $(shell command -v nvidia-smi 2>/dev/null && nvidia-smi -L 2>/dev/null),serve,serve-cpu)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+AT_A_TIME := $(if $(KAITO_RAY_TEST_KUBECONFIG),,-n 3 --dist loadfile)
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
@@ -34,11 +35,12 @@ endif
 run: setup ## serve a Workspace on this machine; ARGS='--once "What is Kubernetes?"' asks one question
 	$(BIN)/kaito-ray run $(SAMPLE) $(ARGS)
 
-# Ray keeps state in the process that started it, so each file of e2e tests has a process of its own.
+# The quick tiers mostly wait, so three files run at a time; on a cluster that all share, one. Ray keeps state in the
+# process that started it, so each file of e2e tests has a process of its own.
 test: setup lint ## lint, types and every test this machine can run; says what is missing
 	@for tool in curl docker-registry skopeo kubectl; do command -v $$tool >/dev/null || \
 	  echo "make test: $$tool is not installed, the tests that need it are skipped by name"; done
-	$(BIN)/python -m pytest tests/unit tests/golden tests/apps tests/integration
+	$(BIN)/python -m pytest $(AT_A_TIME) tests/unit tests/golden tests/apps tests/integration
 	@set -e; for file in tests/e2e/test_*.py; do \
 	  echo "$(BIN)/python -m pytest $$file"; $(BIN)/python -m pytest $$file; done
 

@@ -7,9 +7,11 @@ applies Serve configs over the same REST route that KubeRay uses on a cluster.
 
 import contextlib
 import ctypes
+import errno
 import functools
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -33,6 +35,8 @@ _OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the defa
 _STOP_S = 4.0
 _POLL_S = 0.25
 _REST_TIMEOUT_S = 30.0
+_REPLICA_PORTS = 99
+_RANGES = range(20000, 30000, _REPLICA_PORTS + 1)
 
 
 def free_ports(count: int) -> list[int]:
@@ -50,9 +54,27 @@ def _process_token() -> str:
     return secrets.token_hex(16)
 
 
-def _free_range() -> int:
-    """The first of a hundred ports for replicas, outside the range the kernel gives out; one run each, by its pid."""
-    return 20000 + os.getpid() % 100 * 100
+def reserve_replica_ports(starts: range = _RANGES) -> socket.socket:
+    """A socket that stands for the 99 ports after its own, which are for replicas: no other run gets them meanwhile.
+
+    `starts` are the ports to choose from, outside the ranges from which the kernel and Ray's workers take theirs.
+    Raises CannotRun when none is left.
+    """
+    for first in random.sample(starts, len(starts)):
+        with contextlib.ExitStack() as stack:
+            try:
+                sockets = [stack.enter_context(socket.socket()) for _ in range(_REPLICA_PORTS + 1)]
+                for port, each in enumerate(sockets, first):
+                    each.bind(("127.0.0.1", port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                continue
+            for each in sockets[1:]:
+                each.close()
+            stack.pop_all()
+            return sockets[0]
+    raise CannotRun(f"no {_REPLICA_PORTS} free ports in a row between {starts.start} and {starts.stop - 1}")
 
 
 def adopt_orphans() -> None:
@@ -83,6 +105,7 @@ class LocalRay:
         self._others = {each.pid for each in psutil.Process().children(recursive=True)}
         self._environ = dict(os.environ)
         dashboard_port, metrics_port, stats_port = free_ports(3)
+        self._reserved = reserve_replica_ports()
         self.dashboard_url = f"http://127.0.0.1:{dashboard_port}"
         self._http = httpx.Client(
             base_url=self.dashboard_url,
@@ -90,7 +113,9 @@ class LocalRay:
             timeout=_REST_TIMEOUT_S,
             trust_env=False,
         )
-        ports = {"metrics_port": metrics_port, "stats_port": stats_port, "replica_port": _free_range()}
+        first = self._reserved.getsockname()[1] + 1
+        ports = {"metrics_port": metrics_port, "stats_port": stats_port}
+        ports |= {"first_replica_port": first, "last_replica_port": first + _REPLICA_PORTS - 1}
         os.environ.update(env(self.folder, ports))
         os.environ.update(
             RAY_AUTH_MODE="token",
@@ -171,6 +196,7 @@ class LocalRay:
         import ray
 
         self._http.close()
+        self._reserved.close()
         mine = self._children()
         # Without this Ray's library ends this process a minute after its control plane is gone.
         with contextlib.suppress(Exception):

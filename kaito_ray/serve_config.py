@@ -94,18 +94,20 @@ def serve_config(
     }
 
 
-def local_env(folder: Path, *, metrics_port: int, stats_port: int, replica_port: int) -> dict[str, str]:
+def local_env(
+    folder: Path, *, metrics_port: int, stats_port: int, first_replica_port: int, last_replica_port: int
+) -> dict[str, str]:
     """What a Ray of this machine needs beside `serve_env`, so that two of them can run side by side.
 
     HAProxy's files go below `folder` (its path must stay short: a socket's path has at most 107 characters), its
-    two extra ports are given, and replicas take a port from `replica_port` on, a hundred at most.
+    two extra ports are given, and so are those that replicas choose from.
     """
     proxy = folder / "haproxy"
     env = {
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(replica_port + 99),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(last_replica_port),
         # Only HAProxy needs time to forget a replica, not a load balancer before it.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "3",
-        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(replica_port),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(first_replica_port),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),

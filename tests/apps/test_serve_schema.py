@@ -34,7 +34,8 @@ def test_serve_takes_the_config_and_ignores_nothing_of_it(plan: object) -> None:
 
 
 def test_every_variable_is_one_that_ray_vllm_or_the_hub_client_reads() -> None:
-    env = serve_env(a_serve_plan(gpus_per_node=0)) | local_env(Path("/x"), metrics_port=1, stats_port=2, replica_port=3)
+    ports = {"metrics_port": 1, "stats_port": 2, "first_replica_port": 3, "last_replica_port": 4}
+    env = serve_env(a_serve_plan(gpus_per_node=0)) | local_env(Path("/x"), **ports)
     serve, ray, vllm = (_source(name) for name in ("ray.serve", "ray", "vllm"))
     constants = (serve / "_private" / "constants.py").read_text()
     raylet = (ray / "core" / "src" / "ray" / "raylet" / "raylet").read_bytes()

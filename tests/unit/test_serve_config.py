@@ -11,6 +11,8 @@ from kaito_ray.plan import AdapterPlan, Autoscaling, Placement, PodSize, ServePl
 from kaito_ray.serve_config import API_KEYS_DIR, SHUTDOWN_TIMEOUT_S, local_env, serve_config, serve_env
 from serve_apps.arguments import Arguments, UserConfig
 
+PORTS = {"metrics_port": 1, "stats_port": 2, "first_replica_port": 3, "last_replica_port": 4}
+
 
 def deployment(plan: ServePlan) -> dict[str, Any]:
     [application] = serve_config(plan)["applications"]
@@ -84,14 +86,14 @@ def test_one_engine_process_where_there_is_no_gpu() -> None:
 
 
 def test_environment_is_sorted_text() -> None:
-    for env in (serve_env(a_serve_plan()), local_env(Path("/tmp/r"), metrics_port=1, stats_port=2, replica_port=3)):  # noqa: S108
+    for env in (serve_env(a_serve_plan()), local_env(Path("/tmp/r"), **PORTS)):  # noqa: S108
         assert list(env) == sorted(env)
         assert all(isinstance(value, str) for value in env.values())
 
 
 def test_two_local_runs_share_no_file() -> None:
-    one = local_env(Path("/tmp/a"), metrics_port=1, stats_port=2, replica_port=100)  # noqa: S108
-    two = local_env(Path("/tmp/b"), metrics_port=1, stats_port=2, replica_port=100)  # noqa: S108
+    one = local_env(Path("/tmp/a"), **PORTS)  # noqa: S108
+    two = local_env(Path("/tmp/b"), **PORTS)  # noqa: S108
     shared = {name for name in one if one[name] == two[name] and one[name].startswith("/")}
     assert not shared
 
