@@ -33,7 +33,7 @@ def test_serve_takes_the_config_and_ignores_nothing_of_it(plan: object) -> None:
     assert parsed.keys() == config.keys()
 
 
-def test_every_variable_is_one_that_ray_vllm_or_the_hub_client_reads() -> None:
+def test_every_variable_is_one_that_ray_vllm_torch_or_the_hub_client_reads() -> None:
     ports = {"metrics_port": 1, "stats_port": 2, "first_replica_port": 3, "last_replica_port": 4}
     env = serve_env(a_serve_plan(gpus_per_node=0)) | local_env(Path("/x"), **ports)
     serve, ray, vllm = (_source(name) for name in ("ray.serve", "ray", "vllm"))
@@ -42,6 +42,7 @@ def test_every_variable_is_one_that_ray_vllm_or_the_hub_client_reads() -> None:
     envs = (vllm / "envs.py").read_text() + (vllm / "platforms" / "cpu.py").read_text()
     usage = (ray / "_common" / "usage" / "usage_constants.py").read_text()
     hub = (_source("huggingface_hub") / "constants.py").read_text()
+    dynamo = (_source("torch") / "_dynamo" / "config.py").read_text()
     unread = {
         name
         for name in env
@@ -49,6 +50,7 @@ def test_every_variable_is_one_that_ray_vllm_or_the_hub_client_reads() -> None:
         and f'"{name}"' not in envs
         and f'"{name}"' not in usage
         and f'"{name}"' not in hub
+        and f'"{name}"' not in dynamo
         # Settings of Ray's core, compiled in without the prefix.
         and name.removeprefix("RAY_").encode() not in raylet
     }
