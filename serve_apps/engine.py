@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from serve_apps.arguments import Arguments
-from serve_apps.engine_log import EngineLog, why
+from serve_apps.engine_log import explained
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -103,11 +103,8 @@ async def start_engine(options: Namespace) -> "AsyncLLM":
 
     Raises RuntimeError with the reason that the failing process gave.
     """
-    log = EngineLog()
-    try:
+    with explained("vLLM did not start"):
         engine = await asyncio.to_thread(_start_engine, options)
-    except Exception as error:
-        raise RuntimeError(f"vLLM did not start: {why(str(error), log.text())}") from error
     # As vLLM's server does: the pictures it warmed up with need not stay in memory.
     await engine.reset_mm_cache()
     return engine

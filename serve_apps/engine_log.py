@@ -9,6 +9,8 @@ exception, from where it reaches the status of the application and so the Worksp
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _EXCEPTION = re.compile(r"(?:^|\] )((?:\w+\.)*\w*(?:Error|Exception|Refused|Interrupt): .+)$", re.MULTILINE)
@@ -42,6 +44,16 @@ def why(failure: str, log: str) -> str:
     if "memory" in cause.lower():
         cause = f"{cause.rstrip('.')}: {_MEMORY}"
     return cause
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn what is raised inside into a RuntimeError that says `what` failed, and why in the engine's own words."""
+    log = EngineLog()
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{what}: {why(str(error), log.text())}") from error
 
 
 def _file(descriptor: int) -> Path | None:

@@ -23,6 +23,7 @@ from serve_apps.adapters import Adapters
 from serve_apps.allow_list import ROUTES, AllowList, QueueLimit
 from serve_apps.api_keys import ApiKeys
 from serve_apps.arguments import Arguments, UserConfig
+from serve_apps.engine_log import explained
 from serve_apps.model import model_location
 from serve_apps.probe import sample
 
@@ -48,8 +49,10 @@ class Replica:
         self._engine = await engine.start_engine(options)
         self._reached = {"engine_started_at": _now()}
         # Nobody is let in before the model has said something, if it is one that does.
-        if "generate" in await self._engine.get_supported_tasks() and await sample(self._engine):
-            self._reached["first_token_at"] = _now()
+        if "generate" in await self._engine.get_supported_tasks():
+            with explained("vLLM started, but did not make its first token"):
+                if await sample(self._engine):
+                    self._reached["first_token_at"] = _now()
         app = await engine.http_app(self._engine, options, [route.path for route in ROUTES])
         models, called = app.state.openai_serving_models, self._arguments.model.names
         for shown in models.base_model_paths if called else ():

@@ -74,3 +74,16 @@ def test_only_what_was_written_since(tmp_path: Path) -> None:
 )
 def test_flags(engine: dict[str, Any], words: list[str]) -> None:
     assert command_line(engine) == words
+
+
+def test_an_engine_that_dies_of_its_first_token_says_of_what(tmp_path: Path) -> None:
+    program = (
+        "import subprocess, sys; from serve_apps.engine_log import explained\n"
+        "with explained('no first token'):\n"
+        "    subprocess.run([sys.executable, '-c', 'raise ValueError(\"no kernel for this GPU\")'])\n"
+        "    raise RuntimeError('EngineCore encountered an issue. See stack trace (above) for the root cause.')\n"
+    )
+    with (tmp_path / "err").open("w") as err:
+        subprocess.run([sys.executable, "-c", program], stderr=err, check=False)
+    last = (tmp_path / "err").read_text().splitlines()[-1]
+    assert last == "RuntimeError: no first token: ValueError: no kernel for this GPU"
