@@ -138,7 +138,17 @@ def test_karpenter_that_comes_late(cluster: Cluster, client: Client, tmp_path: P
         client.patch(get(client, "late"), {"metadata": {"labels": {"team": "a"}}})
         assert cluster.requests.select("get", user_agent="kaito-ray", resource="nodepools.karpenter.sh") == []
 
-    cluster.set_node("gpu-late", ready=False)
+    # A spot node is taken back, and Karpenter makes another of the same pool.
+    uid = client.get(KARPENTER, "NodePool", name)["metadata"]["uid"]
+    cluster.remove_node("gpu-late")
+    workspace = wait_for(client, "late", "ResourceReady", "False", timeout_s=30)
+    assert condition(workspace, "ResourceReady")["message"].startswith("0 of 1 nodes are ready")
+    cluster.add_node("gpu-later", gpus=1, labels=labels, instance_type=A100, taints=template["taints"])
+    workspace = wait_until_ready(client, "late", 40)
+    assert workspace["status"]["workerNodes"] == ["gpu-later"]
+    assert client.get(KARPENTER, "NodePool", name)["metadata"]["uid"] == uid
+
+    cluster.set_node("gpu-later", ready=False)
     wait_for(client, "late", "ResourceReady", "False", timeout_s=30)
     client.delete(get(client, "late"))
     wait_until_gone(client, API, "Workspace", "late", 40)
