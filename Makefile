@@ -6,7 +6,7 @@ SAMPLE ?= manifests/samples/tiny-inference.yaml
 ARGS   ?=
 ENGINE := $(if $(shell command -v nvidia-smi 2>/dev/null && nvidia-smi -L 2>/dev/null),serve,serve-cpu)
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
-AT_A_TIME := $(if $(KAITO_RAY_TEST_KUBECONFIG),,-n 3 --dist loadfile)
+AT_A_TIME := $(if $(KAITO_RAY_TEST_KUBECONFIG),,-n 2 --dist loadfile)
 STAMP  := $(VENV)/.setup-$(ENGINE)
 
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ endif
 run: setup ## serve a Workspace on this machine; ARGS='--once "What is Kubernetes?"' asks one question
 	$(BIN)/kaito-ray run $(SAMPLE) $(ARGS)
 
-# The quick tiers mostly wait, so three files run at a time; on a cluster that all share, one. Ray keeps state in the
+# The quick tiers mostly wait, so two files run at a time; on a cluster that both would share, one. Ray keeps state in the
 # process that started it, so each file of e2e tests has a process of its own.
 test: setup lint ## lint, types and every test this machine can run; says what is missing
 	@for tool in curl docker-registry skopeo kubectl; do command -v $$tool >/dev/null || \
