@@ -59,9 +59,10 @@ def serve_env(plan: ServePlan) -> dict[str, str]:
         # engine keeps a process of its own either way. It computes with OMP_NUM_THREADS threads, which Ray sets to
         # the whole CPUs of the replica.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        # vLLM compiles its sampler when the engine starts: seconds and a C++ compiler, without which it dies, for what takes
-        # microseconds either way. The model itself is never compiled where adapters can be loaded.
-        env["TORCH_COMPILE_DISABLE"] = "1"
+        if plan.engine.get("enable-lora"):
+            # vLLM never compiles a model that takes adapters on a CPU. Its sampler it does: seconds and a C++ compiler,
+            # without which the engine dies, for what takes microseconds either way.
+            env["TORCH_COMPILE_DISABLE"] = "1"
     return dict(sorted(env.items()))
 
 

@@ -85,6 +85,14 @@ def test_one_engine_process_where_there_is_no_gpu() -> None:
     assert serve_env(a_serve_plan(gpus_per_node=0))["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
 
 
+def test_what_takes_adapters_on_a_cpu_needs_no_compiler() -> None:
+    plan = a_serve_plan(gpus_per_node=0)
+    assert serve_env(plan)["TORCH_COMPILE_DISABLE"] == "1"
+    without = replace(plan, engine={**plan.engine, "enable-lora": False})
+    assert "TORCH_COMPILE_DISABLE" not in serve_env(without), "a model without adapters is compiled, which pays"
+    assert "TORCH_COMPILE_DISABLE" not in serve_env(a_serve_plan())
+
+
 def test_environment_is_sorted_text() -> None:
     for env in (serve_env(a_serve_plan()), local_env(Path("/tmp/r"), **PORTS)):  # noqa: S108
         assert list(env) == sorted(env)
