@@ -89,7 +89,7 @@ def test_what_takes_adapters_on_a_cpu_needs_no_compiler() -> None:
     plan = a_serve_plan(gpus_per_node=0)
     assert serve_env(plan)["TORCH_COMPILE_DISABLE"] == "1"
     without = replace(plan, engine={**plan.engine, "enable-lora": False})
-    assert "TORCH_COMPILE_DISABLE" not in serve_env(without), "a model without adapters is compiled, which pays"
+    assert "TORCH_COMPILE_DISABLE" not in serve_env(without), "vLLM compiles a model without adapters"
     assert "TORCH_COMPILE_DISABLE" not in serve_env(a_serve_plan())
 
 
