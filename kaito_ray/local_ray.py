@@ -35,13 +35,16 @@ _OBJECT_STORE_BYTES = 100 * 1024**2  # requests do not pass through it; the defa
 _STOP_S = 4.0
 _POLL_S = 0.25
 _REST_TIMEOUT_S = 30.0
+_AGENT_PORT = 52365  # ray._private.ray_constants.DEFAULT_DASHBOARD_AGENT_LISTEN_PORT, among those the kernel gives out
 _REPLICA_PORTS = 99
 _RANGES = range(20000, 30000, _REPLICA_PORTS + 1)
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports of 127.0.0.1 that nobody listens on now."""
+    """`count` different TCP ports of 127.0.0.1 that nobody listens on now and that Ray does not want for itself."""
     with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # where another Ray has it, nobody else is given it either
+            stack.enter_context(socket.socket()).bind(("127.0.0.1", _AGENT_PORT))
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
