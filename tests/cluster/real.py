@@ -83,8 +83,9 @@ class RealCluster(Steered):
             self.call(self._pods.stop)
         if self._answers is not None:
             self.run(self._answers.stop())
-        self.run(self._mirror.close())
+        # Requests end before their session: closing it waits for the connections that are given back.
         self.run(self._end_tasks())
+        self.run(self._mirror.close())
         self._end_loop()
         tidy(self.client)
 
